@@ -1,0 +1,1 @@
+"""Programs: `python -m ml2hpc.apps.<name>`."""

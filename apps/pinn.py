@@ -1,0 +1,245 @@
+"""Train a physics-informed neural network.
+
+The equation is P(u) = 0 on a box in space and time. The trial function
+
+    u(p) = lifting(p) + distance(p) N(features(p); theta)
+
+meets the initial and boundary conditions by construction (hard), or they join the loss (soft):
+
+    L(theta) = mean over points of P(u)^2  +  sum over conditions of w * mean over a face of (condition)^2.
+
+L is minimised over the network's parameters theta by a solver tree. With no options that is ASPQN on Burgers' equation:
+a quasi-Newton method preconditioned by nonlinear additive Schwarz, one subdomain per hidden layer,
+
+    mpirun -n 8 python -m ml2hpc.apps.pinn
+
+Each subdomain is solved by self-scaled Broyden steps whose matrix is carried from one outer iteration to the next; what
+lies below its layers is computed once per outer iteration. Points are dealt to the ranks for everything global. The
+iterates are the same, to the last bit, on any number of ranks.
+
+Things to try
+-------------
+See the tree, its options and where the time goes:
+
+    python -m ml2hpc.apps.pinn -help
+    mpirun -n 8 python -m ml2hpc.apps.pinn -snes_max_it 20 -snes_monitor -snes_view -log_view
+
+Other solvers, by options alone (each file holds a tree):
+
+    python -m ml2hpc.apps.pinn -options_file apps/options/mspqn.opts
+    python -m ml2hpc.apps.pinn -options_file apps/options/lbfgs.opts
+    python -m ml2hpc.apps.pinn -options_file apps/options/ssbroyden.opts
+    python -m ml2hpc.apps.pinn -options_file apps/options/adam.opts
+
+Other equations, or your own file with a class derived from `ml2hpc.problem.pde.PDE`:
+
+    mpirun -n 6 python -m ml2hpc.apps.pinn -pinn_problem klein_gordon -net_depth 6 -net_width 50 -npc_dm_subdomains 6
+    python -m ml2hpc.apps.pinn -pinn_problem apps/problems/heat.py:Heat -net_depth 3 -npc_dm_subdomains 3
+
+Go on from a file, for twice as many iterations; look at the result:
+
+    mpirun -n 4 python -m ml2hpc.apps.pinn -restart run.h5 -snes_max_it 600
+    python -m ml2hpc.apps.plot run.h5
+    python -m ml2hpc.apps.evaluate run.h5 points.csv values.csv
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ml2hpc.io import xdmf
+from ml2hpc.options import Database, option
+from ml2hpc.problem.ansatz import collocate
+from ml2hpc.problem.equations import equation
+from ml2hpc.problem.network import DenseNetwork, NetworkOptions
+from ml2hpc.problem.pde import PDE
+from ml2hpc.problem.pinn import Model, PinnProblem
+from ml2hpc.run import Run
+from ml2hpc.snes import SNES, Point
+from ml2hpc.vec import Layout
+
+Tree = dict[str, Any]
+Array = NDArray[np.float64]
+
+# The main job, by measurement: self-scaled Broyden carried inside, see README.
+TREE: dict[str, Any] = {
+    "snes_type": "qn",
+    "snes_max_it": 300,
+    "snes_stol": 0.0,
+    "npc_snes_type": "nasm",
+    "npc_dm_subdomains": 8,
+    "npc_sub_snes_qn_type": "ssbroyden",
+    "npc_sub_snes_max_it": 10,
+}
+GRID = {1: (1001,), 2: (256, 101), 3: (48, 48, 25), 4: (20, 20, 20, 11)}  # points of the solution in run.h5
+
+
+@dataclass(frozen=True)
+class PinnOptions:
+    """Options `-pinn_*`."""
+
+    problem: str = option("burgers", "a problem by name, or the user's own as file.py:Class")
+    points: int = option(10000, "collocation points inside the domain", at_least=1)
+    face_points: int = option(250, "points of each soft condition", at_least=1)
+    sampler: Literal["uniform", "latin_hypercube", "halton", "hammersley", "sobol"] = option(
+        "sobol", "how points are drawn, the same for any number of ranks"
+    )
+    conditions: Literal["hard", "soft"] = option("hard", "impose conditions by construction, or in the loss")
+    condition_weight: float = option(1.0, "factor of all soft conditions in the loss", above=0.0)
+    engine: Literal["jets", "autograd"] = option("jets", "how derivatives in the coordinates are computed")
+    chunk: int = option(1250, "points evaluated at a time, the grain of the split over ranks", at_least=1)
+    error_interval: int = option(10, "iterations between two errors in the history; 0 is at the end only", at_least=0)
+
+
+def build(database: Database, dtype: torch.dtype, seed: int) -> tuple[PDE, PinnOptions, Model, Tensor]:
+    """Return equation, options, model and first parameters (n,) as the options say. Not collective."""
+    options = database.read(PinnOptions, stem="pinn_", title="Physics-informed network (PINN)")
+    net = database.read(NetworkOptions, stem="net_", title="Network")
+    pde = equation(options.problem, "-pinn_problem")
+    pde.hard = options.conditions == "hard"
+    inputs = len(pde.features(torch.zeros(len(pde.coordinates), 1, dtype=dtype)))
+    network = DenseNetwork(inputs, len(pde.fields), net, seed, dtype)
+    layout = Layout(network)
+    model = Model(pde, network, layout, options.engine, dtype, options.chunk)
+    return pde, options, model, layout.flatten(network)
+
+
+class Solution:
+    """The trained field on a grid, against the reference solution where there is one."""
+
+    def __init__(self, run: Run, pde: PDE, model: Model) -> None:
+        self.run = run
+        self.pde = pde
+        self.model = model
+        counts = GRID[len(pde.coordinates)]
+        self.axes = {c: np.linspace(*pde.domain[c], n) for c, n in zip(pde.coordinates, counts, strict=True)}
+        self.shape = counts
+        mesh = np.meshgrid(*self.axes.values(), indexing="ij")
+        self.points = np.stack([m.ravel() for m in mesh])  # (d, n)
+        size, rank = run.comm.size, run.comm.rank
+        n = self.points.shape[1]
+        self._mine = slice(rank * n // size, (rank + 1) * n // size)
+        self._sizes = [((r + 1) * n // size - r * n // size) * len(pde.fields) for r in range(size)]
+        reference = pde.reference(self.points[:, self._mine].T)
+        self.reference = None if reference is None else np.asarray(reference, dtype=np.float64).reshape(
+            -1, len(pde.fields)
+        )
+
+    def here(self, x: Tensor) -> Array:
+        """Return the fields on this rank's share of the grid, shape (n_mine, fields). Not collective."""
+        points = torch.as_tensor(self.points[:, self._mine].copy(), dtype=x.dtype)
+        return self.model.solution(x, points).T.to(torch.float64).numpy()
+
+    def errors(self, x: Tensor) -> tuple[float, float] | None:
+        """Return relative L2 errors against the norms of the reference and of the network, or None. Collective."""
+        if self.reference is None:
+            return None
+        u = self.here(x)
+        parts = np.array([((u - self.reference) ** 2).sum(), (self.reference**2).sum(), (u**2).sum()])
+        error, reference, network = self.run.comm.allgather(parts).sum(0)
+        return float(np.sqrt(error / reference)), float(np.sqrt(error / network))
+
+    def fields(self, x: Tensor) -> Tree:
+        """Return axes, fields, references and errors on the whole grid. Collective."""
+        tree: Tree = dict(self.axes)
+        u = self._whole(self.here(x))
+        reference = None if self.reference is None else self._whole(self.reference)
+        many = len(self.pde.fields) > 1
+        for k, name in enumerate(self.pde.fields):
+            tree[name] = u[..., k]
+            if reference is not None:
+                suffix = str(k) if many else ""
+                tree[f"reference{suffix}"] = reference[..., k]
+                tree[f"error{suffix}"] = u[..., k] - reference[..., k]
+        return tree
+
+    def _whole(self, mine: Array) -> Array:
+        gathered = self.run.comm.allgather_parts(np.ascontiguousarray(mine).ravel(), self._sizes)
+        return np.ascontiguousarray(np.moveaxis(gathered.reshape(*self.shape, -1), -1, 0)).transpose(
+            *range(1, len(self.shape) + 1), 0
+        )
+
+
+def main(argv: list[str]) -> None:
+    """Run the app on all ranks."""
+    run = Run("pinn", argv)
+    pde, options, model, x = build(run.database, run.dtype, run.options.seed)
+    solver = run.solver(TREE)
+    run.ready()
+
+    terms = collocate(
+        pde,
+        n=options.points,
+        n_face=options.face_points,
+        sampler=options.sampler,
+        seed=run.options.seed,
+        dtype=run.dtype,
+        weight=options.condition_weight,
+    )
+    problem = PinnProblem(run.comm, model, terms)
+    solution = Solution(run, pde, model)
+    network = model.network
+    assert isinstance(network, DenseNetwork)
+    net = network.options
+    identity = {
+        "problem": options.problem,
+        "network": f"{net.type} {net.depth} x {net.width} {'adaptive ' * net.adaptive}{net.activation}, {len(x)} parameters",
+        "dtype": run.options.dtype,
+        "points": f"{options.points} {options.sampler}, seed {run.options.seed}",
+        "conditions": f"{options.conditions}, weight {options.condition_weight:g}, {options.face_points} points a face",
+    }
+    title = pde.title or type(pde).__name__
+    counted = ", ".join(f"{t.n} {t.name}" for t in terms)
+    run.print(f"{title}: {identity['network']}; points: {counted}; engine {options.engine}; {run.comm.size} rank(s)")
+
+    def measure(solver: SNES, point: Point) -> dict[str, float]:
+        every = options.error_interval
+        wanted = every > 0 and solver.iteration % every == 0 and point.finite
+        errors = solution.errors(problem.space.gather(solver.problem.space.gather(point.x))) if wanted else None
+        return {"error": errors[0] if errors else float("nan")}
+
+    def describe(point: Point, last: bool) -> Tree:
+        whole = solver.problem.space.gather(point.x)
+        fields = solution.fields(whole)
+        return {
+            "configuration": {"problem": options.problem, "title": title, "coordinates": " ".join(pde.coordinates)},
+            "solution": {**fields, "points": xdmf.points(solution.axes)},
+        }
+
+    point = run.solve(
+        solver, problem, x, layout=model.layout, identity=identity, describe=describe, measure=measure
+    )
+    report(run, solver, problem, solution, point)
+
+
+def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, point: Point) -> None:
+    """Print how the run ended; write the XDMF file. Collective."""
+    x = solver.problem.space.gather(point.x)
+    if run.comm.rank == 0:
+        names = [*solution.pde.fields]
+        many = len(names) > 1
+        if solution.reference is not None:
+            names += [f"{w}{k if many else ''}" for k in range(len(solution.pde.fields)) for w in ("reference", "error")]
+        xdmf.write(run.options.output, solution.axes, names, points="points")
+    losses = problem.terms(x)
+    work = solver.work
+    run.print(
+        f"{solver.reason.name} after {solver.iteration} iterations, {run.log.seconds:.1f} s; gradients: "
+        f"{work['gradients', 'path']:.0f} path, {work['gradients', 'total']:.0f} total, {work['gradients', 'work']:.0f} work"
+    )
+    run.print("loss " + f"{point.f:.6e}" + "".join(f", {k} {v:.3e}" for k, v in losses.items() if len(losses) > 1))
+    errors = solution.errors(x)
+    if errors is not None:
+        run.print(f"relative L2 error {errors[0]:.6e} (against the network's norm {errors[1]:.6e})")
+    run.print(f"results in {run.options.output}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

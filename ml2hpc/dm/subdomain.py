@@ -1,0 +1,96 @@
+"""A subdomain: the local problem that a Schwarz method solves, and how its correction enters the whole vector."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ml2hpc.problem.interface import Block, Problem
+
+
+@dataclass(frozen=True)
+class Subdomain:
+    """One part of a decomposition.
+
+    Attributes
+    ----------
+    name
+        For views.
+    block
+        The unknowns that it varies.
+    weights
+        Partition of unity: factors of its correction by unknown, shape (block.n,).
+    own
+        1 where the unknown belongs to this subdomain alone, else 0, shape (block.n,): restricted Schwarz.
+    rows
+        The samples that it sees, shape (k,), or None for all.
+    """
+
+    name: str
+    block: Block
+    weights: Tensor
+    own: Tensor
+    rows: Tensor | None = None
+
+    def on(self, problem: Problem) -> Local:
+        """Return the local problem on the ranks of `problem`. Collective there."""
+        if self.rows is None:
+            return RestrictedLocal(problem, self.block)
+        return SampledLocal(problem.sample(self.rows))
+
+
+class Local(ABC):
+    """A local problem that is rebased at the start of every Schwarz step."""
+
+    problem: Problem
+
+    @abstractmethod
+    def begin(self, x: Tensor, f: float, g: Tensor | None) -> tuple[Tensor, float, Tensor | None]:
+        """Take x as the frozen state; return the local start, its objective and (if known) gradient. Collective.
+
+        Parameters
+        ----------
+        x, g
+            Whole vectors, shape (n,): the state and, if known there, the gradient of L.
+        f
+            L(x).
+        """
+
+    def prefix_cost(self, whole: Problem) -> float:
+        """Floating-point operations that `begin` spends on the frozen prefix."""
+        return 0.0
+
+
+class RestrictedLocal(Local):
+    """L over a block of unknowns: its first gradient is a slice of the known one."""
+
+    def __init__(self, problem: Problem, block: Block) -> None:
+        self.problem = self._restriction = problem.restrict(block)
+        self._indices = block.indices
+
+    def begin(self, x: Tensor, f: float, g: Tensor | None) -> tuple[Tensor, float, Tensor | None]:
+        start = self._restriction.rebase(x)
+        return start, f, None if g is None else g[self._indices].clone()
+
+    def prefix_cost(self, whole: Problem) -> float:
+        return whole.cost.objective - self.problem.cost.objective
+
+
+class SampledLocal(Local):
+    """L over some samples, shifted so that its gradient at the start is the whole one (first-order consistency)."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._sampled = problem
+        self.problem = problem
+
+    def begin(self, x: Tensor, f: float, g: Tensor | None) -> tuple[Tensor, float, Tensor | None]:
+        assert g is not None, "sample subdomains start from the whole gradient"
+        value, gradient = self._sampled.value_and_gradient(x)
+        slope = g - gradient
+        self.problem = self._sampled.shift(slope)
+        return x.clone(), value + self.problem.space.dot(slope, x), g.clone()
+
+    def prefix_cost(self, whole: Problem) -> float:
+        return self._sampled.cost.gradient

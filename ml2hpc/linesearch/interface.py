@@ -1,0 +1,141 @@
+"""What a line search sees: L along x - lambda y, and what it returns.
+
+All numbers come from sums that are the same on every rank, so every rank takes every branch together.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from ml2hpc.options import option
+from ml2hpc.vec import VectorSpace
+
+Type = Literal["none", "bt", "secant", "cp", "wolfe"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options `-snes_linesearch_*`; fields that are None take the type's own default."""
+
+    type: Type = option("wolfe", "line search", aliases={"basic": "none", "l2": "secant"})
+    damping: float = option(1.0, "first step tried", above=0.0)
+    minlambda: float = option(1e-12, "smallest step", above=0.0)
+    maxlambda: float | None = option(None, "largest step (1; wolfe 1e6)", above=0.0)
+    max_it: int | None = option(None, "most trial steps (secant and cp 1, bt 40, wolfe 25)", at_least=1)
+    alpha: float = option(1e-4, "sufficient decrease, as a fraction of the slope (bt, wolfe)", above=0.0, below=0.5)
+    curvature: float = option(0.9, "slope left over at most, as a fraction of the first (wolfe)", above=0.0, below=1.0)
+    order: Literal["1", "2", "3"] = option("3", "order of the interpolation (bt)")
+    rtol: float = option(1e-8, "stop when the slope fell by this factor (cp, secant)", at_least=0.0)
+    ltol: float = option(1e-8, "stop when the step changes by less (cp, secant)", at_least=0.0)
+    roundoff: float = option(
+        1e-12, "relative noise of L below which slopes decide instead of values (wolfe)", at_least=0.0
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """The accepted step length; 0 when the search failed, with the reason."""
+
+    step: float
+    failure: str = ""
+
+
+class Line:
+    """phi(lambda) = L(x - lambda y), with the points where the gradient was computed.
+
+    Parameters
+    ----------
+    value, both
+        Evaluate L, and L with its gradient, at a vector.
+    x, y
+        Shape (n_local,); y is the negative of a step.
+    f, g
+        L and its gradient at x.
+    """
+
+    def __init__(
+        self,
+        value: Callable[[Tensor], float],
+        both: Callable[[Tensor], tuple[float, Tensor]],
+        space: VectorSpace,
+        x: Tensor,
+        y: Tensor,
+        f: float,
+        g: Tensor,
+    ) -> None:
+        self._value = value
+        self._both = both
+        self._space = space
+        self.x = x
+        self.y = y
+        self.f = f
+        self.slope = -space.dot(g, y)
+        self._gradients: dict[float, tuple[float, Tensor]] = {0.0: (f, g)}
+        self.seen_finite = False  # whether L was a number at any trial
+
+    def at(self, step: float) -> Tensor:
+        """Return x - step y. Not collective."""
+        return self.x - step * self.y
+
+    def value(self, step: float) -> float:
+        """Return phi(step). Collective."""
+        known = self._gradients.get(step)
+        value = self._value(self.at(step)) if known is None else known[0]
+        self.seen_finite |= math.isfinite(value)
+        return value
+
+    def both(self, step: float) -> tuple[float, float]:
+        """Return phi(step) and phi'(step); not-a-number is returned as infinity. Collective."""
+        value, gradient = self.gradient(step)
+        slope = -self._space.dot(gradient, self.y)
+        return (value, slope) if math.isfinite(value) and math.isfinite(slope) else (math.inf, math.nan)
+
+    def gradient(self, step: float) -> tuple[float, Tensor]:
+        """Return L and its gradient at x - step y, computed once per step. Collective."""
+        if step not in self._gradients:
+            self._gradients[step] = self._both(self.at(step))
+            self.seen_finite |= math.isfinite(self._gradients[step][0])
+        return self._gradients[step]
+
+
+class LineSearch(ABC):
+    """Chooses lambda > 0 such that L(x - lambda y) < L(x), except for `none`."""
+
+    default_max_it: ClassVar[int] = 1
+    default_maxlambda: ClassVar[float] = 1.0
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.max_it = self.default_max_it if options.max_it is None else options.max_it
+        self.maxlambda = self.default_maxlambda if options.maxlambda is None else options.maxlambda
+
+    @abstractmethod
+    def search(self, line: Line) -> Result:
+        """Return the step. `line.slope` is negative. Collective."""
+
+    def view(self) -> list[str]:
+        """Return lines for -snes_view. Not collective."""
+        o = self.options
+        return [
+            f"type: {o.type}",
+            f"maxlambda={self.maxlambda:e}, minlambda={o.minlambda:e}",
+            f"tolerances: relative={o.rtol:e}, lambda={o.ltol:e}",
+            f"maximum iterations={self.max_it}",
+        ]
+
+
+def decrease(line: Line, step: float, minlambda: float, tries: int = 40) -> Result:
+    """Halve a step until L falls below L(x). Collective."""
+    for _ in range(tries):
+        if step < minlambda:
+            break
+        if line.value(step) < line.f:
+            return Result(step)
+        step *= 0.5
+    return Result(0.0, "no step along the direction lowers the objective")

@@ -1,0 +1,67 @@
+"""Timed events of one rank: count, seconds, seconds waiting, messages, bytes, reductions.
+
+Events nest; every figure is inclusive. Communication is charged to all events that are open, and its waiting time is
+kept apart, so that a rank that waits for a slower one is seen to wait instead of to compute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Event:
+    """Totals of one event on this rank."""
+
+    count: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
+    messages: int = 0
+    bytes: int = 0
+    reductions: int = 0
+
+
+class Log:
+    """All events of one rank, by name; `total` holds what was communicated in or out of events.
+
+    Not collective.
+    """
+
+    def __init__(self) -> None:
+        self.events: dict[str, Event] = {}
+        self.total = Event()
+        self.started = time.perf_counter()
+        self._open: list[Event] = []
+
+    @contextmanager
+    def event(self, name: str, prefix: str = "") -> Iterator[Event]:
+        """Time a block as event `name` of the solver with option prefix `prefix`."""
+        event = self.events.setdefault(f"{name} ({prefix})" if prefix else name, Event())
+        recursive = any(event is other for other in self._open)  # inclusive figures count the outermost only
+        event.count += 1
+        if recursive:
+            yield event
+            return
+        self._open.append(event)
+        start = time.perf_counter()
+        try:
+            yield event
+        finally:
+            event.seconds += time.perf_counter() - start
+            self._open.pop()
+
+    def communicated(self, seconds: float, size: int, *, messages: int = 0, reductions: int = 0) -> None:
+        """Charge one finished communication of `size` bytes that this rank waited `seconds` for."""
+        for event in (*self._open, self.total):
+            event.waiting += seconds
+            event.bytes += size
+            event.messages += messages
+            event.reductions += reductions
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this log was made."""
+        return time.perf_counter() - self.started

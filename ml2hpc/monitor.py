@@ -1,0 +1,153 @@
+"""What a run shows while it works: monitor lines in PETSc's formats, a progress line, the history table."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml2hpc.errors import OptionsError
+
+_FORMATS = ("", "ascii_info", "ascii_info_detail")
+_MODES = {"": "w", "write": "w", "append": "a"}
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """PETSc's viewer argument `type:file:format:mode`; all parts may be empty, only the type ascii is known."""
+
+    file: str
+    detail: bool
+    mode: str
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> Viewer:
+        """Read the argument of option `name`.
+
+        Raises
+        ------
+        OptionsError
+            If a part is unknown.
+
+        Examples
+        --------
+        >>> Viewer.parse("ascii:hist.txt:ascii_info_detail", "-snes_monitor")
+        Viewer(file='hist.txt', detail=True, mode='w')
+        """
+        kind, file, form, mode = (text.split(":") + [""] * 4)[:4]
+        if kind not in ("", "ascii") or form not in _FORMATS or mode not in _MODES or text.count(":") > 3:
+            raise OptionsError(
+                f"{name} {text}: expected [ascii][:file[:format[:mode]]] with the formats ascii_info, "
+                f"ascii_info_detail and the modes write, append"
+            )
+        return cls(file, form == "ascii_info_detail", _MODES[mode])
+
+    def write(self, text: str, *, first: bool = False) -> None:
+        """Write lines to the file or to standard output. Not collective."""
+        if not self.file:
+            print(text, flush=True)
+            return
+        with open(self.file, self.mode if first else "a") as stream:
+            stream.write(text + "\n")
+
+
+def norm_line(level: int, iteration: int, norm: float, detail: tuple[float, float] | None) -> str:
+    """Return a monitor line.
+
+    >>> norm_line(1, 3, 2.5, None)
+    '    3 SNES Function norm 2.500000000000e+00'
+    """
+    line = f"{'  ' * level}{iteration:3d} SNES Function norm {norm:14.12e}"
+    if detail is None:
+        return line
+    update, objective = detail
+    return f"{line}, Update norm {update:14.12e}, Objective {objective:14.12e}"
+
+
+def reason_line(level: int, prefix: str, reason: str, iterations: int) -> str:
+    """Return the sentence of -snes_converged_reason.
+
+    >>> reason_line(0, "", "CONVERGED_FNORM_RELATIVE", 3)
+    '  Nonlinear solve converged due to CONVERGED_FNORM_RELATIVE iterations 3'
+    """
+    verb = "converged" if reason.startswith("CONVERGED") else "did not converge"
+    whose = f"{prefix} " if prefix else ""
+    return f"{'  ' * (level + 1)}Nonlinear {whose}solve {verb} due to {reason} iterations {iterations}"
+
+
+class History:
+    """A table with one row per iteration; columns are fixed by the first row. Not collective."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[float, ...]] = []
+        self.columns: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, **row: float) -> None:
+        """Append a row; the columns are those of the first."""
+        if not self._rows:
+            self.columns = tuple(row)
+        assert tuple(row) == self.columns, "a history has one set of columns"
+        self._rows.append(tuple(row.values()))
+
+    def table(self) -> dict[str, NDArray[np.float64]]:
+        """Return the columns as arrays of shape (rows,)."""
+        data = np.array(self._rows, dtype=np.float64).reshape(len(self._rows), len(self.columns))
+        return {name: data[:, k].copy() for k, name in enumerate(self.columns)}
+
+    def load(self, table: dict[str, NDArray[np.float64]]) -> None:
+        """Take over a saved table."""
+        self.columns = tuple(table)
+        self._rows = [tuple(map(float, row)) for row in zip(*table.values(), strict=True)]
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person reads it.
+
+    >>> duration(42.4), duration(3725)
+    ('42s', '1h02m')
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, seconds_left = divmod(whole, 60)
+    return f"{minutes}m{seconds_left:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+class Progress:
+    """One line that rewrites itself on a terminal, with elapsed time and estimated remainder; silent elsewhere."""
+
+    def __init__(self, stream: IO[str] | None = None, interval: float = 0.2) -> None:
+        self._stream = stream or sys.stderr
+        self._shown = self._stream.isatty()
+        self._interval = interval
+        self._last = -math.inf
+        self._length = 0
+
+    def show(self, text: str, elapsed: float, fraction: float) -> None:
+        """Show how far a run is; `fraction` of it is done. Not collective."""
+        now = time.monotonic()
+        if not self._shown or now - self._last < self._interval:
+            return
+        self._last = now
+        left = elapsed * (1 - fraction) / fraction if fraction > 0 else math.inf
+        line = f"{text}  {duration(elapsed)} elapsed, about {duration(left)} left"
+        self._stream.write("\r" + line.ljust(self._length))
+        self._stream.flush()
+        self._length = len(line)
+
+    def clear(self) -> None:
+        """Wipe the line, before anything else is printed. Not collective."""
+        if self._length:
+            self._stream.write("\r" + " " * self._length + "\r")
+            self._stream.flush()
+            self._length = 0

@@ -1,0 +1,261 @@
+"""Problems: what a solver minimises, closed under restriction, sampling, shifting and coarsening.
+
+A problem lives on a communicator: every rank calls its methods together and gets the same numbers. Each operation
+returns a `Problem` again, so they nest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ml2hpc.comm import Communicator
+from ml2hpc.errors import UnsupportedError
+from ml2hpc.problem.engine import Cost
+from ml2hpc.vec import Replicated, Sharded, VectorSpace
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some of a problem's unknowns.
+
+    Attributes
+    ----------
+    indices
+        A slice or a sorted index tensor (n_block,) into the problem's vector.
+    name
+        Such as "layers 0-1", for views.
+    """
+
+    indices: slice | Tensor
+    name: str
+
+    @property
+    def n(self) -> int:
+        """Number of unknowns."""
+        if isinstance(self.indices, slice):
+            return int(self.indices.stop - self.indices.start)
+        return self.indices.numel()
+
+    def bounds(self) -> tuple[int, int]:
+        """First index and one past the last."""
+        if isinstance(self.indices, slice):
+            return self.indices.start, self.indices.stop
+        return int(self.indices[0]), int(self.indices[-1]) + 1
+
+
+class Problem(ABC):
+    """Minimise L(x). Vectors have the shape (space.n_local,).
+
+    Attributes
+    ----------
+    comm
+        The ranks that evaluate it together.
+    space
+        The vector space of x.
+    samples
+        Number of samples or collocation points in L.
+    layers
+        Consecutive groups of unknowns in the order in which they act; one group where there is no such structure.
+    tensors
+        Consecutive finer groups, such as single parameter tensors.
+    """
+
+    comm: Communicator
+    space: VectorSpace
+    samples: int
+    layers: tuple[slice, ...]
+    tensors: tuple[slice, ...]
+
+    @abstractmethod
+    def objective(self, x: Tensor) -> float:
+        """Return L(x). Collective."""
+
+    @abstractmethod
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """Return L(x) and grad L(x). Collective."""
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return grad L(x). Collective."""
+        return self.value_and_gradient(x)[1]
+
+    @abstractmethod
+    def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return the Hessian of L at x times v. Collective."""
+
+    @property
+    @abstractmethod
+    def cost(self) -> Cost:
+        """Floating-point operations of one objective and of one objective with gradient, over all ranks."""
+
+    @abstractmethod
+    def on(self, comm: Communicator) -> Problem:
+        """Return the same problem on other ranks. Collective on `comm`."""
+
+    @abstractmethod
+    def sample(self, rows: Tensor) -> Problem:
+        """Return L over some of the samples.
+
+        Parameters
+        ----------
+        rows
+            Sorted sample numbers, shape (k,), in 0..samples-1.
+        """
+
+    def restrict(self, block: Block) -> Restriction:
+        """Return L as a function of a block of the unknowns, the others frozen by `Restriction.rebase`."""
+        return Restriction(self, block)
+
+    def shift(self, slope: Tensor) -> Problem:
+        """Return L + <slope, x>, in value and gradient."""
+        return Shifted(self, slope)
+
+    def coarsen(self) -> Problem:
+        """Return the same problem on a coarser level.
+
+        Raises
+        ------
+        UnsupportedError
+            Where there is no coarser level.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no coarser level")
+
+    def terms(self, x: Tensor) -> dict[str, float]:
+        """Return the parts that L is the sum of, by name. Collective."""
+        return {"loss": self.objective(x)}
+
+
+class Restriction(Problem):
+    """L over a block of the unknowns: t -> L(x with block := t).
+
+    Evaluates the parent at the full vector; parents that can do less work for a block override `Problem.restrict`.
+    """
+
+    def __init__(self, parent: Problem, block: Block) -> None:
+        self.parent = parent
+        self.block = block
+        self.comm = parent.comm
+        self.space = Replicated(block.n, parent.space.dtype)
+        self.samples = parent.samples
+        self.layers = self.tensors = (slice(0, block.n),)
+        self._full = parent.space.zeros()
+
+    def rebase(self, x: Tensor) -> Tensor:
+        """Freeze the unknowns outside the block at x, shape (parent.space.n,); return the block's own. Collective."""
+        self._full.copy_(x)
+        return x[self.block.indices].clone()
+
+    def embed(self, t: Tensor) -> Tensor:
+        """Return the full vector with the block set to t; valid until the next call."""
+        self._full[self.block.indices] = t
+        return self._full
+
+    def objective(self, x: Tensor) -> float:
+        return self.parent.objective(self.embed(x))
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        value, gradient = self.parent.value_and_gradient(self.embed(x))
+        return value, gradient[self.block.indices]
+
+    def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        direction = torch.zeros_like(self._full)
+        direction[self.block.indices] = v
+        return self.parent.hessian_action(self.embed(x), direction)[self.block.indices]
+
+    @property
+    def cost(self) -> Cost:
+        return self.parent.cost
+
+    def on(self, comm: Communicator) -> Restriction:
+        return self.parent.on(comm).restrict(self.block)
+
+    def sample(self, rows: Tensor) -> Restriction:
+        restricted = self.parent.sample(rows).restrict(self.block)
+        restricted.rebase(self._full)
+        return restricted
+
+
+class _Wrapped(Problem):
+    """A problem that changes another one's numbers and keeps its structure."""
+
+    def __init__(self, inner: Problem) -> None:
+        self.inner = inner
+        self.comm, self.space, self.samples = inner.comm, inner.space, inner.samples
+        self.layers, self.tensors = inner.layers, inner.tensors
+
+    @property
+    def cost(self) -> Cost:
+        return self.inner.cost
+
+    def objective(self, x: Tensor) -> float:
+        return self.inner.objective(x)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        return self.inner.value_and_gradient(x)
+
+    def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.inner.hessian_action(x, v)
+
+
+class Shifted(_Wrapped):
+    """L + <slope, x>: first-order consistency between models of the same loss."""
+
+    def __init__(self, inner: Problem, slope: Tensor) -> None:
+        super().__init__(inner)
+        self.slope = slope
+
+    def objective(self, x: Tensor) -> float:
+        return self.inner.objective(x) + self.space.dot(self.slope, x)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        value, gradient = self.inner.value_and_gradient(x)
+        return value + self.space.dot(self.slope, x), gradient + self.slope
+
+    def on(self, comm: Communicator) -> Shifted:
+        return Shifted(self.inner.on(comm), self.slope)
+
+    def sample(self, rows: Tensor) -> Shifted:
+        return Shifted(self.inner.sample(rows), self.slope)
+
+
+class ShardedProblem(_Wrapped):
+    """A problem whose solver works on slices: vectors are gathered for an evaluation, gradients cut."""
+
+    def __init__(self, inner: Problem) -> None:
+        super().__init__(inner)
+        self.space = Sharded(inner.comm, inner.space.n, inner.space.dtype)
+
+    def objective(self, x: Tensor) -> float:
+        return self.inner.objective(self.space.gather(x))
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        value, gradient = self.inner.value_and_gradient(self.space.gather(x))
+        return value, self.space.local(gradient).clone()
+
+    def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.space.local(self.inner.hessian_action(self.space.gather(x), self.space.gather(v))).clone()
+
+    def on(self, comm: Communicator) -> Problem:
+        """Return the problem with whole vectors on other ranks: a subdomain's vectors are small."""
+        return self.inner.on(comm)
+
+    def sample(self, rows: Tensor) -> ShardedProblem:
+        return ShardedProblem(self.inner.sample(rows))
+
+    def restrict(self, block: Block) -> Restriction:
+        return self.inner.restrict(block)
+
+
+def even_rows(samples: int, part: int, parts: int) -> Tensor:
+    """Return the sample numbers of one of `parts` interleaved equal shares."""
+    return torch.arange(part, samples, parts)
+
+
+def slices(lengths: Sequence[int]) -> tuple[slice, ...]:
+    """Return consecutive slices of the given lengths."""
+    ends = torch.tensor(list(lengths)).cumsum(0).tolist()
+    return tuple(slice(b - n, b) for n, b in zip(lengths, ends, strict=True))

@@ -1,0 +1,182 @@
+"""Jets: a field and its derivatives at points, as a PDE residual reads them.
+
+A user writes `u.t + u * u.x - nu * u.xx`; a jet hands out the tensors. Which derivatives a residual reads is found by
+running it once on `RecordingJet`s, so only those are propagated through the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, combinations
+from math import comb
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Index = tuple[int, ...]
+"""A derivative: the coordinates' numbers, sorted; () is the value, (0, 0) the second derivative in coordinate 0."""
+
+
+class Jet:
+    """A field's derivatives by name. Stands for its value in arithmetic and in torch functions.
+
+    Parameters
+    ----------
+    coordinates
+        One letter per coordinate, such as "xt".
+    lookup
+        Returns the tensor of a derivative, shape (n,).
+
+    Examples
+    --------
+    >>> u = Jet("xt", lambda index: torch.tensor([float(len(index))]))
+    >>> u.xx, u * u.x, u.tx is not None
+    (tensor([2.]), tensor([0.]), True)
+    """
+
+    def __init__(self, coordinates: str, lookup: Callable[[Index], Tensor]) -> None:
+        self._coordinates = coordinates
+        self._lookup = lookup
+
+    def derivative(self, *axes: int) -> Tensor:
+        """Return the derivative in the coordinates numbered `axes`, shape (n,)."""
+        return self._lookup(tuple(sorted(axes)))
+
+    @property
+    def value(self) -> Tensor:
+        """The field itself, shape (n,)."""
+        return self._lookup(())
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or any(letter not in self._coordinates for letter in name):
+            raise AttributeError(f"no derivative '{name}': the coordinates are {', '.join(self._coordinates)}")
+        return self.derivative(*(self._coordinates.index(letter) for letter in name))
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*(_plain(a) for a in args), **{k: _plain(a) for k, a in (kwargs or {}).items()})
+
+    def __add__(self, other: Any) -> Tensor:
+        return self.value + _plain(other)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return self.value - _plain(other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return _plain(other) - self.value
+
+    def __mul__(self, other: Any) -> Tensor:
+        return self.value * _plain(other)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return self.value / _plain(other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return _plain(other) / self.value
+
+    def __pow__(self, power: float) -> Tensor:
+        return self.value**power
+
+    def __neg__(self) -> Tensor:
+        return -self.value
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Jet) else value
+
+
+class RecordingJet(Jet):
+    """A jet of ones that remembers which derivatives were read."""
+
+    def __init__(self, coordinates: str, like: Tensor) -> None:
+        self.read: set[Index] = set()
+
+        def lookup(index: Index) -> Tensor:
+            self.read.add(index)
+            return torch.ones_like(like)
+
+        super().__init__(coordinates, lookup)
+
+
+class Points:
+    """Coordinates of points by letter: `p.x`, `p.t`, each of shape (n,); `p.all` is (d, n)."""
+
+    def __init__(self, coordinates: str, all_: Tensor) -> None:
+        self._coordinates = coordinates
+        self.all = all_
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or name not in self._coordinates:
+            raise AttributeError(f"no coordinate '{name}': the coordinates are {', '.join(self._coordinates)}")
+        return self.all[self._coordinates.index(name)]
+
+
+def closure(indices: Iterable[Index]) -> tuple[Index, ...]:
+    """Return the indices with all their sub-indices, by order: what a propagation has to carry.
+
+    >>> closure([(0, 0), (1,)])
+    ((), (0,), (1,), (0, 0))
+    """
+    every = chain.from_iterable(combinations(i, k) for i in indices for k in range(len(i) + 1))
+    return tuple(sorted({(), *every}, key=lambda i: (len(i), i)))
+
+
+def product(index: Index, left: Callable[[Index], Tensor], right: Callable[[Index], Tensor]) -> Tensor:
+    """Return the derivative `index` of a product from its factors' derivatives (Leibniz), shape (n,)."""
+    total: Tensor | None = None
+    for part, rest, times in _splits(index):
+        term = left(part) * right(rest)
+        term = term if times == 1 else times * term
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def _splits(index: Index) -> Sequence[tuple[Index, Index, int]]:
+    """All ways to share the derivatives of `index` between two factors, with their multiplicities."""
+    ways: list[tuple[Index, Index, int]] = [((), (), 1)]
+    for axis in sorted(set(index)):
+        m = index.count(axis)
+        ways = [(a + (axis,) * k, b + (axis,) * (m - k), w * comb(m, k)) for a, b, w in ways for k in range(m + 1)]
+    return ways
+
+
+def derivatives(function: Callable[[Tensor], Tensor], x: Tensor, indices: Sequence[Index]) -> dict[Index, Tensor]:
+    """Differentiate an ordinary torch function of the points by nested reverse mode.
+
+    Parameters
+    ----------
+    function
+        Maps coordinates (d, n) to values (..., n), point by point.
+    x
+        Coordinates, shape (d, n).
+    indices
+        A closed set of derivatives, lower orders first.
+
+    Returns
+    -------
+    dict
+        Derivative -> tensor (..., n); zero where the function does not depend on a coordinate. Differentiable.
+    """
+    if not x.requires_grad:
+        x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        found: dict[Index, Tensor] = {(): function(x)}
+        for index in indices:
+            if index:
+                lower = found[index[:-1]]
+                found[index] = _partial(lower, x, index[-1])
+    return found
+
+
+def _partial(values: Tensor, x: Tensor, axis: int) -> Tensor:
+    if not values.requires_grad:
+        return torch.zeros_like(values)
+    rows = values.reshape(-1, values.shape[-1])
+    # Row by row: a row at point j depends on point j only, so the gradient of its sum is the derivative at each point.
+    slopes = [torch.autograd.grad(r.sum(), x, create_graph=True, materialize_grads=True)[0][axis] for r in rows]
+    return torch.stack(slopes).reshape(values.shape)

@@ -1,0 +1,94 @@
+"""Dense networks whose structure an engine can read: plain and residual stacks, fixed or adaptive slope.
+
+Hidden layer l computes y_l = sigma(k_l (W_l y_{l-1} + b_l)), plus y_{l-1} in a residual stack from the second layer on;
+k_l = 1, or k_l = 10 a_l with a_l trained (adaptive slope, started at 1/10). Output layer: W y + b.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ml2hpc.options import option
+from ml2hpc.problem.activation import ACTIVATIONS
+
+SLOPE = 10.0  # k = SLOPE * a: the scale of Jagtap et al., J. Comput. Phys. 404 (2020), kept by the SPQN experiments
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Options `-net_*`."""
+
+    type: Literal["mlp", "resnet"] = option("mlp", "plain stack, or residual blocks y + sigma(W y + b)")
+    depth: int = option(8, "hidden layers", at_least=1)
+    width: int = option(20, "neurons in a hidden layer", at_least=1)
+    activation: Literal["tanh", "sin", "silu", "gelu"] = option("tanh", "nonlinearity of the hidden layers")
+    adaptive: bool = option(False, "train one slope per hidden layer")
+
+
+class DenseLayer(nn.Module):
+    """W, b and, in a hidden layer with adaptive slope, a.
+
+    Attributes
+    ----------
+    weight, bias, slope
+        Shapes (out, in), (out,), () or None.
+    residual
+        Whether the layer's input is added to its output.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, residual: bool, adaptive: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype))
+        self.slope = nn.Parameter(torch.full((), 1.0 / SLOPE, dtype=dtype)) if adaptive else None
+        self.residual = residual
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Return k (W x + b) for x of shape (in, n)."""
+        z = self.weight @ x + self.bias[:, None]
+        return z if self.slope is None else SLOPE * self.slope * z
+
+
+class DenseNetwork(nn.Module):
+    """A feature-major network: inputs (features, n), outputs (outputs, n). Not collective.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Numbers of input features and of output fields.
+    options
+        Type, depth, width, activation.
+    seed
+        Of the Xavier-uniform weights; biases start at zero. The same on every rank.
+    """
+
+    def __init__(self, inputs: int, outputs: int, options: NetworkOptions, seed: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.options = options
+        self.activation = ACTIVATIONS[options.activation]()
+        sizes = [inputs, *[options.width] * options.depth]
+        residual = options.type == "resnet"
+        layers = [
+            DenseLayer(a, b, residual=residual and i > 0, adaptive=options.adaptive, dtype=dtype)
+            for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        ]
+        layers.append(DenseLayer(options.width, outputs, residual=False, adaptive=False, dtype=dtype))
+        self.layers = nn.ModuleList(layers)
+        generator = torch.Generator().manual_seed(seed)
+        for layer in layers:
+            # Drawn in float64 and rounded, so that float32 starts from the same network.
+            weight = torch.empty(layer.weight.shape, dtype=torch.float64)
+            nn.init.xavier_uniform_(weight, generator=generator)
+            layer.weight.data.copy_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs (outputs, n) for features x (features, n)."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            y = self.activation.value(layer.linear(x))
+            x = x + y if layer.residual else y
+        return last.linear(x)

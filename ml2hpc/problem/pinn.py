@@ -1,0 +1,272 @@
+"""PINN problems: L(x) = sum over terms of weight * mean squared residual, over points dealt to the ranks.
+
+The points are cut into chunks that fit the cache. Chunks, not ranks, are what is summed (`TreeSum`), so L and its
+gradient have the same bits on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ml2hpc.comm import Communicator
+from ml2hpc.problem.ansatz import Term, Trial, residuals
+from ml2hpc.problem.autograd import AutogradEngine
+from ml2hpc.problem.engine import Batch, Cost, Engine, Window
+from ml2hpc.problem.interface import Block, Problem, Restriction, slices
+from ml2hpc.problem.jet import Index, Points
+from ml2hpc.problem.jets import JetsEngine
+from ml2hpc.problem.pde import PDE
+from ml2hpc.vec import Layout, Replicated, TreeSum
+
+ENGINES: dict[str, type[Engine[Any]]] = {"jets": JetsEngine, "autograd": AutogradEngine}
+
+
+@dataclass
+class _Chunk:
+    """Consecutive points of one term with what is kept for them."""
+
+    number: int
+    term: Term
+    scale: float  # weight / number of points of the whole term
+    engine: Engine[Any]
+    batch: Batch
+    trial: Trial
+    points: Points
+
+
+class _Evaluation:
+    """Sums over the chunks of some terms for one window of layers. Collective calls only, except where said."""
+
+    def __init__(self, comm: Communicator, model: Model, terms: Sequence[Term], window: Window) -> None:
+        self.window = window
+        self._model = model
+        self._terms = terms
+        self._engines: dict[tuple[Index, ...], Engine[Any]] = {}
+        self._pieces: list[tuple[int, slice]] = []
+        costs: list[float] = []
+        cost = [self._engine(t.indices).cost() for t in terms]
+        for number, term in enumerate(terms):
+            pieces = math.ceil(term.n / model.chunk)
+            for k in range(pieces):
+                rows = slice(k * term.n // pieces, (k + 1) * term.n // pieces)
+                self._pieces.append((number, rows))
+                costs.append(cost[number].gradient * (rows.stop - rows.start))
+        points = [t.all_points().shape[1] for t in terms]
+        self.cost = Cost(
+            sum(c.objective * n for c, n in zip(cost, points, strict=True)),
+            sum(c.gradient * n for c, n in zip(cost, points, strict=True)),
+        )
+        self._sum = TreeSum(comm, costs)
+        self._chunks = {i: self._chunk(i) for i in self._sum.parts}
+
+    def _engine(self, indices: tuple[Index, ...]) -> Engine[Any]:
+        if indices not in self._engines:
+            self._engines[indices] = self._model.engine(indices, self.window)
+        return self._engines[indices]
+
+    def _chunk(self, i: int) -> _Chunk:
+        number, rows = self._pieces[i]
+        whole = self._terms[number]
+        term = whole.part(rows)
+        engine = self._engine(term.indices)
+        x = term.all_points().contiguous()
+        return _Chunk(
+            number,
+            term,
+            whole.weight / whole.n,
+            engine,
+            engine.batch(x),
+            Trial(self._model.pde, x, engine.indices),
+            Points(self._model.pde.coordinates, term.points),
+        )
+
+    def freeze(self, parameters: Tensor) -> None:
+        """Take the layers below the window as fixed. Not collective."""
+        for chunk in self._chunks.values():
+            chunk.engine.freeze(parameters, chunk.batch)
+
+    def losses(self, parameters: Tensor) -> Tensor:
+        """Return the terms' losses, shape (terms,)."""
+
+        def part(i: int, out: Tensor) -> None:
+            chunk = self._chunks[i]
+            out.zero_()
+            with torch.no_grad():
+                out[chunk.number] = self._loss(chunk, chunk.engine.forward(parameters, chunk.batch, reverse=False))
+
+        return self._sum(part, len(self._terms), parameters.dtype)
+
+    def losses_and_gradient(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the terms' losses (terms,) and the gradient over the window (window.stop - window.start,)."""
+        n = self.window.stop - self.window.start
+
+        def part(i: int, out: Tensor) -> None:
+            chunk = self._chunks[i]
+            jets = chunk.engine.forward(parameters, chunk.batch, reverse=True).requires_grad_()
+            loss = self._loss(chunk, jets)
+            (cotangent,) = torch.autograd.grad(loss, jets)
+            chunk.engine.reverse(parameters, chunk.batch, cotangent, out[:n])
+            out[n:].zero_()
+            out[n + chunk.number] = loss.detach()
+
+        packed = self._sum(part, n + len(self._terms), parameters.dtype)
+        return packed[n:], packed[:n]
+
+    def hessian_action(self, parameters: Tensor, v: Tensor) -> Tensor:
+        """Return the Hessian times v, both over all parameters."""
+
+        def part(i: int, out: Tensor) -> None:
+            chunk = self._chunks[i]
+            leaf = parameters.detach().clone().requires_grad_()
+            loss = self._loss(chunk, chunk.engine.differentiable(leaf, chunk.batch))
+            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+            (action,) = torch.autograd.grad(gradient @ v, leaf, materialize_grads=True)
+            out.copy_(action)
+
+        return self._sum(part, len(parameters), parameters.dtype)
+
+    @staticmethod
+    def _loss(chunk: _Chunk, jets: Tensor) -> Tensor:
+        n = chunk.term.n
+        fields = chunk.trial.jets(jets, slice(0, n))
+        if chunk.term.partner is not None:
+            fields += chunk.trial.jets(jets, slice(n, 2 * n))
+        parts = [torch.dot(r, r) for r in residuals(chunk.term.residual(chunk.points, *fields))]
+        return chunk.scale * torch.stack(parts).sum()
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a PINN's loss is made of apart from points: equation, network and how its jets are computed.
+
+    Attributes
+    ----------
+    chunk
+        Points evaluated at a time: small enough for the cache, large enough for the products.
+    """
+
+    pde: PDE
+    network: nn.Module
+    layout: Layout
+    engine_name: str
+    dtype: torch.dtype
+    chunk: int
+
+    def engine(self, indices: tuple[Index, ...], window: Window | None = None) -> Engine[Any]:
+        """Return the engine for some derivatives and layers."""
+        return ENGINES[self.engine_name](self.network, self.layout, self.pde.features, indices, window)
+
+    def solution(self, x: Tensor, points: Tensor) -> Tensor:
+        """Return the trial function at points (d, n), shape (fields, n), for parameters x. Not collective."""
+        engine = self.engine(((),))
+        parts = []
+        with torch.no_grad():
+            for few in points.split(4096, dim=1):
+                jets = engine.forward(x, engine.batch(few.contiguous()), reverse=False)
+                trial = Trial(self.pde, few, engine.indices)
+                parts.append(torch.stack([jet.value for jet in trial.jets(jets, slice(None))]))
+        return torch.cat(parts, 1)
+
+
+class PinnProblem(Problem):
+    """The loss of a PINN as a function of the network's parameters.
+
+    Parameters
+    ----------
+    comm
+        The ranks that share the points. Collective.
+    model
+        Equation, network, engine.
+    terms
+        The loss, on points known to every rank.
+    """
+
+    def __init__(self, comm: Communicator, model: Model, terms: Sequence[Term]) -> None:
+        self.comm = comm
+        self.model = model
+        self.loss_terms = tuple(terms)
+        self.space = Replicated(model.layout.n, model.dtype)
+        self.samples = sum(t.n for t in terms)
+        self.layers = model.layout.layers
+        self.tensors = tuple(slice(e.start, e.stop) for e in model.layout.entries)
+
+    @cached_property
+    def _evaluation(self) -> _Evaluation:
+        whole = Window.of(self.model.layout, 0, len(self.layers))
+        return _Evaluation(self.comm, self.model, self.loss_terms, whole)
+
+    @property
+    def cost(self) -> Cost:
+        return self._evaluation.cost
+
+    def objective(self, x: Tensor) -> float:
+        return float(self._evaluation.losses(x).sum())
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        losses, gradient = self._evaluation.losses_and_gradient(x)
+        return float(losses.sum()), gradient
+
+    def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        return self._evaluation.hessian_action(x, v)
+
+    def terms(self, x: Tensor) -> dict[str, float]:
+        losses = self._evaluation.losses(x)
+        return {t.name: float(v) for t, v in zip(self.loss_terms, losses, strict=True)}
+
+    def on(self, comm: Communicator) -> PinnProblem:
+        return PinnProblem(comm, self.model, self.loss_terms)
+
+    def sample(self, rows: Tensor) -> PinnProblem:
+        pieces = slices([t.n for t in self.loss_terms])
+        parts = [
+            term.part(rows[(rows >= s.start) & (rows < s.stop)] - s.start)
+            for term, s in zip(self.loss_terms, pieces, strict=True)
+        ]
+        return PinnProblem(self.comm, self.model, [t for t in parts if t.n])
+
+    def restrict(self, block: Block) -> PinnRestriction:
+        return PinnRestriction(self, block)
+
+
+class PinnRestriction(Restriction):
+    """A PINN's loss over a block of parameters: frozen prefix below, no weight gradients outside its layers."""
+
+    parent: PinnProblem
+
+    def __init__(self, parent: PinnProblem, block: Block) -> None:
+        super().__init__(parent, block)
+        low, high = block.bounds()
+        touched = [k for k, s in enumerate(parent.layers) if s.start < high and s.stop > low]
+        window = Window.of(parent.model.layout, touched[0], touched[-1] + 1)
+        self._evaluation = _Evaluation(parent.comm, parent.model, parent.loss_terms, window)
+        indices = block.indices
+        shift = window.start
+        self._inside = (
+            slice(indices.start - shift, indices.stop - shift) if isinstance(indices, slice) else indices - shift
+        )
+
+    @property
+    def cost(self) -> Cost:
+        return self._evaluation.cost
+
+    def rebase(self, x: Tensor) -> Tensor:
+        start = super().rebase(x)
+        self._evaluation.freeze(self._full)
+        return start
+
+    def objective(self, x: Tensor) -> float:
+        return float(self._evaluation.losses(self.embed(x)).sum())
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        losses, gradient = self._evaluation.losses_and_gradient(self.embed(x))
+        return float(losses.sum()), gradient[self._inside]
+
+    def on(self, comm: Communicator) -> PinnRestriction:
+        return self.parent.on(comm).restrict(self.block)

@@ -1,0 +1,388 @@
+"""One job: options, ranks, output file, restart, budgets and signals around a solver tree. Apps are written on it.
+
+    run = Run("pinn", sys.argv[1:])      options of all ranks, the same everywhere
+    run.read(...), run.solver(...)       an app's options and its solver tree
+    run.ready()                          -help ends here; an option that nobody read is an error
+    run.solve(problem, x, ...)           minimise, recording, with checkpoints
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from types import FrameType
+from typing import Any, Literal, NoReturn, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml2hpc import __version__, log
+from ml2hpc.comm import Communicator, Wait, end_all_on_error
+from ml2hpc.errors import DivergedError, FileError, OptionsError, UserError
+from ml2hpc.io import store
+from ml2hpc.monitor import History, Progress, Viewer
+from ml2hpc.options import Database, option
+from ml2hpc.problem.interface import Problem, ShardedProblem
+from ml2hpc.snes import SNES, Point, Reason, create
+from ml2hpc.vec import Layout
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+
+REQUEUE = 85  # exit status after a signal: a checkpoint is written, run again with -restart
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Options of one job that the job that goes on from its file does not inherit.
+_OF_ONE_JOB = ("restart", "restart_state", "output", "help", "h", "max_time", "log_view", "options_view", "options_left")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of every app."""
+
+    output: str = option("run.h5", "results and checkpoint; the file before it is kept as *.previous.h5")
+    restart: str | None = option(None, "go on from this file, with its options unless others are given")
+    restart_state: Literal["all", "parameters"] = option(
+        "all", "go on exactly, or start the solver anew from the file's parameters"
+    )
+    checkpoint_interval: float = option(60.0, "seconds between two checkpoints", at_least=0.0)
+    max_time: float = option(float("inf"), "seconds of solving after which this job stops", above=0.0)
+    dtype: Literal["float64", "float32"] = option("float64", "floating-point type")
+    seed: int = option(0, "seed of the network's weights and of the points", at_least=0)
+    threads: int = option(1, "threads per rank", at_least=1)
+    vec_type: Literal["replicated", "sharded"] = option(
+        "replicated", "keep whole vectors on every rank, or split them and the quasi-Newton memory over the ranks"
+    )
+    comm_wait: Wait = option("auto", "a waiting rank spins, or yields its core; auto yields with more ranks than cores")
+    options_view: bool = option(False, "print the options in force")
+    log_view: str | None = option(None, "print the table of events and evaluations, [ascii][:file]", alone="")
+
+
+class Run:
+    """A job of an app. Collective over all ranks.
+
+    Parameters
+    ----------
+    app
+        Its name, for messages and files.
+    argv
+        The command line without the program.
+    """
+
+    def __init__(self, app: str, argv: list[str]) -> None:
+        end_all_on_error()
+        self.app = app
+        self.command = " ".join([app, *argv])
+        self.comm = Communicator.world()
+        self.log = self.comm.log
+        self.started = time.perf_counter()
+        self.restored: Tree | None = None
+        self.database = self._options(argv)
+        self.options = self.read(Options, stem="", title=f"ml2hpc {app}")
+        self.comm.wait = self.comm.wait if self.options.comm_wait == "auto" else self.options.comm_wait
+        torch.set_num_threads(self.options.threads)
+        self.dtype: torch.dtype = getattr(torch, self.options.dtype)
+        self.history: dict[str, History] = {}
+        self.progress = Progress()
+        self._signal = 0
+        self._last_checkpoint = time.perf_counter()
+        self._describe: Callable[[Point, bool], Tree] = lambda point, last: {}
+        self._measure: Callable[[SNES, Point], dict[str, float]] = lambda solver, point: {}
+
+    def _options(self, argv: list[str]) -> Database:
+        """Read the options on rank 0 and those of the run that goes on; every rank gets the same."""
+        found: Database | None = None
+        error: Exception | None = None
+        restored: Tree | None = None
+        if self.comm.rank == 0:
+            try:
+                found = Database.from_sources(argv=argv, environment=os.environ)
+                peek = found.read(Options, listed=False).restart
+                if peek is not None:
+                    restored = store.read(peek, "run")
+                    found = Database.from_sources(argv=argv, environment=os.environ)
+                    found = found.under(restored["configuration"]["given"], f"restart file {peek}")
+            except (UserError, KeyError) as caught:
+                missing = isinstance(caught, KeyError)
+                error = FileError(f"{peek}: holds no configuration {caught}") if missing else caught
+        self.comm.agree(error)
+        self.restored, database = self.comm.broadcast((restored, found))
+        assert isinstance(database, Database)
+        return database
+
+    def read(self, schema: type[T], *, stem: str, title: str, defaults: dict[str, Any] | None = None) -> T:
+        """Return an app's options. Not collective."""
+        return self.database.read(schema, stem=stem, title=title, defaults=defaults)
+
+    def solver(self, defaults: dict[str, Any]) -> SNES:
+        """Return the solver tree that the options describe. Not collective."""
+        return create(self.database, defaults=defaults)
+
+    def ready(self) -> None:
+        """Answer -help; raise on options that nothing has read; check the output. Collective.
+
+        Raises
+        ------
+        OptionsError, FileError
+            On every rank.
+        """
+        if self.database.flag("help") or self.database.flag("h"):
+            self.print(self.database.help_text())
+            self._leave(0)
+        viewer = self.options.log_view
+        if viewer is not None:
+            Viewer.parse(viewer, "-log_view")
+        warning = self.database.check_unused()
+        if warning:
+            self.print(f"warning: {warning}")
+        if self.options.options_view:
+            self.print(self.database.view_text())
+        self._on_root(lambda: store.check_writable(self.options.output))
+
+    def print(self, text: str) -> None:
+        """Print on rank 0. Not collective."""
+        if self.comm.rank == 0:
+            self.progress.clear()
+            print(text, flush=True)
+
+    def solve(
+        self,
+        solver: SNES,
+        problem: Problem,
+        x: Tensor,
+        *,
+        layout: Layout,
+        identity: Tree,
+        describe: Callable[[Point, bool], Tree],
+        measure: Callable[[SNES, Point], dict[str, float]],
+    ) -> Point:
+        """Minimise a problem from x, or go on from -restart, and write the output. Collective.
+
+        Parameters
+        ----------
+        x
+            Start, shape (n,), the whole vector.
+        layout
+            Names the parameters in the file.
+        identity
+            What has to agree for a restart: network, points.
+        describe
+            `describe(point, last)` returns further groups of the output file, complete on rank 0. Collective.
+        measure
+            Extra columns of the history, the same on every rank. Collective.
+
+        Raises
+        ------
+        DivergedError
+            If the numbers broke down; the last good state is in the file.
+        FileError
+            If the checkpoint belongs to another job or a file cannot be written.
+        """
+        if self.options.vec_type == "sharded":
+            problem = ShardedProblem(problem)
+        self.layout, self.identity, self._describe, self._measure = layout, identity, describe, measure
+        for number in _SIGNALS:
+            signal.signal(number, self._caught)
+        with self.log.event("SNESSetUp"):
+            solver.set_up(problem)
+        start = self._restore(solver, problem)
+        self._watch(solver)
+        if isinstance(start, Point):
+            point = solver.resume(start)
+        else:
+            point = solver.solve(problem.space.local(start if start is not None else x).clone())
+        self.progress.clear()
+        self._finish(solver, point)
+        return point
+
+    # Recording. --------------------------------------------------------------------------------------------------
+
+    def _watch(self, solver: SNES) -> None:
+        solver.observe = self._observe
+        self.history.setdefault("outer", History())
+        node = solver.npc
+        while node is not None:
+            self.history.setdefault(node.prefix, History())
+            node.observe = self._record
+            node = node.npc
+
+    def _record(self, solver: SNES, point: Point, norm: float, update: float) -> Reason:
+        total = self.log.total
+        extra = {} if solver.prefix else self._measure(solver, point)
+        self.history[solver.prefix or "outer"].add(
+            iteration=solver.iteration,
+            objective=point.f,
+            gradient_norm=norm,
+            update_norm=update,
+            seconds=self.log.seconds,
+            waiting=total.waiting,
+            reductions=total.reductions,
+            bytes=total.bytes,
+            **solver.work.columns(),
+            **extra,
+        )
+        return Reason.CONVERGED_ITERATING
+
+    def _observe(self, solver: SNES, point: Point, norm: float, update: float) -> Reason:
+        self._record(solver, point, norm, update)
+        if not point.finite:
+            return Reason.CONVERGED_ITERATING
+        now = time.perf_counter()
+        elapsed = now - self.started
+        due = now - self._last_checkpoint > self.options.checkpoint_interval
+        # One reduction: the same decision on every rank, whoever got the signal or has the slower clock.
+        flags = np.array([self._signal, elapsed > self.options.max_time, due], dtype=np.float64)
+        caught, late, due_somewhere = self.comm.largest(flags)
+        budget = solver.options.max_it
+        part = max(solver.iteration / budget if budget else 1.0, elapsed / self.options.max_time)
+        self.progress.show(f"{self.app}: iteration {solver.iteration}, objective {point.f:.3e}", elapsed, min(part, 1.0))
+        if caught:
+            self._signal = int(caught)
+            return Reason.DIVERGED_SIGNAL
+        if late:
+            return Reason.DIVERGED_MAX_TIME
+        if due_somewhere and solver.reason == Reason.CONVERGED_ITERATING:
+            self._checkpoint(solver, point, last=False)
+        return Reason.CONVERGED_ITERATING
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    # Files. ------------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, solver: SNES, point: Point, *, last: bool) -> None:
+        """Write the output file: configuration, history, state, and what the app describes."""
+        with self.log.event("Checkpoint"):
+            space = solver.problem.space
+            x, g, r = (space.gather(v) for v in (point.x, point.g, point.r))
+            state = solver.state()
+            described = self._describe(point, last)
+            tree: Tree = {
+                "configuration": {
+                    "version": __version__,
+                    "app": self.app,
+                    "solver": summary(solver),
+                    "ranks": self.comm.size,
+                    "parameters": space.n,
+                    "reason": solver.reason.name,
+                    "identity": self.identity,
+                    "given": {k: v for k, v in self.database.given().items() if k not in _OF_ONE_JOB},
+                    "options": self.database.effective(),
+                    **described.pop("configuration", {}),
+                },
+                "history": {name: h.table() for name, h in self.history.items() if len(h)},
+                "checkpoint": {
+                    "parameters": {n: v.numpy() for n, v in self.layout.views(x).items()},
+                    "gradient": g.numpy(),
+                    "residual": r.numpy(),
+                    "objective": point.f,
+                    "seconds": self.log.seconds,
+                    "solver": state,
+                },
+                **described,
+            }
+            self._on_root(lambda: store.write(self.options.output, tree, "run"))
+        self._last_checkpoint = time.perf_counter()
+
+    def _restore(self, solver: SNES, problem: Problem) -> Point | Tensor | None:
+        """Return the loaded point, only its parameters, or None without -restart."""
+        if self.restored is None:
+            return None
+        tree, path = self.restored, self.options.restart
+        self.restored = None
+        try:
+            theirs = tree["configuration"]["identity"]
+            saved = tree["checkpoint"]
+            different = [k for k in self.identity if k in ("network", "dtype") and theirs.get(k) != self.identity[k]]
+            if self.options.restart_state == "all":
+                different = [k for k in self.identity if theirs.get(k) != self.identity[k]]
+            if different:
+                told = "; ".join(f"{k} is {theirs.get(k)!r} there, {self.identity[k]!r} here" for k in different)
+                raise FileError(f"{path}: is the checkpoint of another job: {told}")
+            views = saved["parameters"]
+            x = torch.cat([torch.from_numpy(views[e.name]).reshape(-1) for e in self.layout.entries])
+            if self.options.restart_state == "parameters":
+                return x
+            mine, other = summary(solver), tree["configuration"]["solver"]
+            if mine != other:
+                raise FileError(
+                    f"{path}: its solver is {other}, here it is {mine}; use the same options, "
+                    f"or -restart_state parameters to start this solver from the network of the file"
+                )
+            self.log.started -= float(saved["seconds"])
+            for name, table in tree["history"].items():
+                self.history.setdefault(name, History()).load(table)
+            solver.load(saved["solver"])
+            g, r = (torch.from_numpy(saved[k]) for k in ("gradient", "residual"))
+            same = torch.equal(g, r)
+            local = [problem.space.local(v).clone() for v in (x, g, r)]
+            return Point(local[0], float(saved["objective"]), local[1], local[1] if same else local[2])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise FileError(f"{path}: does not hold the state of this job ({type(error).__name__}: {error})") from error
+
+    def _on_root(self, action: Callable[[], object]) -> None:
+        """Do something with files on rank 0; its error is raised on every rank. Collective."""
+        error: Exception | None = None
+        if self.comm.rank == 0:
+            try:
+                action()
+            except UserError as caught:
+                error = caught
+        self.comm.agree(error)
+
+    # The end. ----------------------------------------------------------------------------------------------------
+
+    def _finish(self, solver: SNES, point: Point) -> None:
+        fresh = solver.iteration == 0 and not point.finite
+        if not fresh:
+            self._checkpoint(solver, point, last=True)
+        if solver.options.view is not None:
+            self._show(Viewer.parse(solver.options.view, "-snes_view"), solver.view())
+        if self.options.log_view is not None:
+            logs = self.comm.gather(self.log)
+            work = {node.prefix: node.work for node in nodes(solver)}
+            if logs is not None:
+                self._show(Viewer.parse(self.options.log_view, "-log_view"), log.view(logs, work, self.command))
+        why = f"{solver.reason.name} after {solver.iteration} iterations" + (
+            f": {solver.failure}" if solver.failure else ""
+        )
+        if solver.reason == Reason.DIVERGED_SIGNAL:
+            name = signal.Signals(self._signal).name
+            self.print(f"{self.app}: {name}: checkpoint written to {self.options.output}, go on with -restart")
+            self._leave(REQUEUE)
+        demanded = solver.options.error_if_not_converged and solver.reason < 0
+        if solver.reason.is_failure or demanded:
+            kept = "nothing was written" if fresh else f"the last good state is in {self.options.output}"
+            raise DivergedError(f"the solve ended with {why}; {kept}")
+
+    def _show(self, viewer: Viewer, text: str) -> None:
+        if self.comm.rank == 0:
+            self.progress.clear()
+            viewer.write(text, first=True)
+
+    def _leave(self, status: int) -> NoReturn:
+        sys.stdout.flush()
+        sys.exit(status)
+
+
+def nodes(solver: SNES) -> list[SNES]:
+    """Return a solver and all solvers below it, outermost first. Not collective."""
+    below = [solver.npc] if solver.npc is not None else []
+    below += [child for _, child in solver.method.inner()]
+    return [solver, *(node for child in below for node in nodes(child))]
+
+
+def summary(solver: SNES) -> str:
+    """Return the solver tree in a few words, such as "qn(lbfgs) + npc nasm(additive) of qn(ssbroyden)"."""
+    kind = next((getattr(solver.method.options, f.name) for f in fields(solver.method.options) if f.name in ("type", "name")), "")
+    text = f"{solver.method.name}({kind})" if kind else solver.method.name
+    inner = [summary(child) for _, child in solver.method.inner()]
+    text += f" of {inner[0]}" if inner else ""
+    return f"{text} + npc {summary(solver.npc)}" if solver.npc is not None else text
+
+
+__all__ = ["REQUEUE", "Options", "OptionsError", "Run", "nodes", "summary"]

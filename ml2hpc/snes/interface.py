@@ -1,0 +1,422 @@
+"""The one solve loop, and what a solver type supplies to it.
+
+    repeat
+        x_half = M(x_k)                       right nonlinear preconditioner (NPC), if there is one
+        x_{k+1} = step(x_half)                the type: a direction with a line search, a sweep, an optimiser's step
+
+A left NPC replaces the residual grad L(x) by x - M(x) in what the type sees; the merit function stays L. The loop
+knows preconditioning, types do not. A preconditioner step that raises L is not taken.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ml2hpc.linesearch import Line, LineSearch
+from ml2hpc.log import Log, Work
+from ml2hpc.monitor import Viewer, norm_line, reason_line
+from ml2hpc.options import option
+from ml2hpc.problem.engine import Cost
+from ml2hpc.problem.interface import Problem
+from ml2hpc.snes.reasons import Reason
+
+Side = Literal["left", "right"]
+Observer = Callable[["SNES", "Point", float, float], Reason]
+"""Called after every iteration with the solver, the iterate, its gradient norm and the length of the step."""
+
+Tree = dict[str, Any]
+"""A nested dict of arrays, numbers, strings and dicts: what a checkpoint stores."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options `-snes_*` of every solver."""
+
+    rtol: float = option(1e-8, "stop when the gradient norm fell by this factor", at_least=0.0)
+    atol: float = option(1e-50, "stop when the gradient norm is below", at_least=0.0)
+    stol: float = option(1e-8, "stop when the step is this small against the iterate", at_least=0.0)
+    divergence_tolerance: float = option(1e4, "stop when the objective grew by this factor", above=0.0)
+    max_it: int = option(10000, "most iterations", at_least=0)
+    max_funcs: int = option(30000, "most gradient evaluations on the critical path", at_least=0)
+    npc_side: Literal["default", "left", "right"] = option("default", "side of the nonlinear preconditioner")
+    npc_lag: int = option(1, "apply the nonlinear preconditioner in every n-th iteration", at_least=1)
+    monitor: str | None = option(None, "print the gradient norm at every iteration, [ascii][:file[:format]]", alone="")
+    converged_reason: str | None = option(None, "print why the solve ended, [ascii][:file]", alone="")
+    view: str | None = option(None, "print the solver tree after the solve, [ascii][:file]", alone="")
+    error_if_not_converged: bool = option(False, "make every DIVERGED_* reason an error of the job")
+
+
+@dataclass
+class Point:
+    """An iterate with L and its gradient there; `r` is what the type takes for the residual.
+
+    Without a left NPC, r is g.
+    """
+
+    x: Tensor
+    f: float
+    g: Tensor
+    r: Tensor
+
+    @property
+    def finite(self) -> bool:
+        """Whether L and the gradient are numbers."""
+        return math.isfinite(self.f) and bool(torch.isfinite(self.g).all())
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a type did: the new point, and why it failed if it did (then the point is the last good one)."""
+
+    point: Point
+    failure: str = ""
+    reason: Reason = Reason.DIVERGED_LINE_SEARCH
+
+    @classmethod
+    def broken(cls, point: Point, what: str) -> Step:
+        """Return a failure by numbers that are none: L or its gradient is infinite or not a number."""
+        return cls(point, f"{what}: the objective or its gradient is not a number", Reason.DIVERGED_OBJECTIVE_NANORINF)
+
+
+class Method(ABC):
+    """A solver type. One file each; options are a frozen dataclass `Options` with stem `snes_<name>_`."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    Options: ClassVar[type]
+    sides: ClassVar[tuple[Side, ...]] = ()  # where it can use an NPC; the first is the default
+    defaults: ClassVar[dict[str, Any]] = {}  # of the generic options
+    linesearch: ClassVar[dict[str, Any] | None] = None  # defaults of its line search; None where it has none
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def configure(self, solver: SNES) -> None:  # noqa: B027 - most types have nothing more to read
+        """Read further options and create inner solvers, on every rank alike. Not collective."""
+
+    def set_up(self, solver: SNES) -> None:  # noqa: B027
+        """Prepare for `solver.problem`. Collective."""
+
+    def begin(self, solver: SNES) -> None:  # noqa: B027
+        """Start a solve that is not a continuation: forget what is not recycled. Collective."""
+
+    @abstractmethod
+    def step(self, solver: SNES, point: Point) -> Step:
+        """Make one step. Collective."""
+
+    def reset(self) -> bool:
+        """Forget the memory after a failed step; return whether there was any. Not collective."""
+        return False
+
+    def state(self, solver: SNES) -> Tree:
+        """Return what a restart needs, whole vectors, on rank 0. Collective."""
+        return {}
+
+    def load(self, solver: SNES, state: Tree) -> None:  # noqa: B027
+        """Take over a state that every rank has. Collective."""
+
+    def resume(self, solver: SNES, point: Point) -> None:  # noqa: B027
+        """After `load`: the solve goes on from `point`. Not collective."""
+
+    def view(self) -> list[str]:
+        """Return lines for -snes_view. Not collective."""
+        return []
+
+    def inner(self) -> list[tuple[str, SNES]]:
+        """Return inner solvers with a heading each, for views. Not collective."""
+        return []
+
+
+class DirectionMethod(Method):
+    """A type that chooses a direction; the solver's line search chooses the step x - lambda y."""
+
+    @abstractmethod
+    def direction(self, solver: SNES, point: Point) -> Tensor:
+        """Return y, shape (n_local,). Collective."""
+
+    def update(self, solver: SNES, old: Point, new: Point, step: float) -> None:  # noqa: B027
+        """Learn from an accepted step. Collective."""
+
+    def step(self, solver: SNES, point: Point) -> Step:
+        y = self.direction(solver, point)
+        line = solver.line(point, y)
+        if not line.slope < 0 and self.reset():
+            y = self.direction(solver, point)
+            line = solver.line(point, y)
+        if not line.slope < 0:  # also catches not-a-number
+            y = point.g
+            line = solver.line(point, y)
+        if line.slope == 0.0:
+            return Step(point, "the gradient is zero")
+        assert solver.linesearch is not None
+        with solver.log.event("SNESLineSearch", solver.label):
+            result = solver.linesearch.search(line)
+            if result.failure:
+                return solver.search_failed(point, line, result.failure)
+            new = solver.point(line.at(result.step), *line.gradient(result.step))
+        if not new.finite:
+            return Step.broken(point, "after the line search")
+        self.update(solver, point, new, result.step)
+        return Step(new)
+
+
+class SNES:
+    """One node of the solver tree: generic options, a type, a line search and, perhaps, an NPC.
+
+    Parameters
+    ----------
+    prefix
+        Names its options, monitor lines, timers and groups in files.
+    level
+        Depth in the tree, for indentation.
+    spawn
+        Creates a child: `spawn(role, defaults, listed=True)`; its prefix is this one's plus the role word.
+    read
+        Reads more options under this prefix: `read(schema, stem, title)`.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        options: Options,
+        linesearch: LineSearch | None,
+        npc: SNES | None,
+        *,
+        prefix: str,
+        level: int,
+        spawn: Callable[..., SNES],
+        read: Callable[..., Any],
+    ) -> None:
+        self.method = method
+        self.options = options
+        self.linesearch = linesearch
+        self.npc = npc
+        self.prefix = prefix
+        self.label = prefix  # names its timers; subdomain solvers share one
+        self.level = level
+        self.spawn = spawn
+        self.read = read
+        self.is_inner = False  # True for an NPC: reaching max_it is what it is asked to do
+        self.side: Side | None = None
+        if npc is not None:
+            self.side = method.sides[0] if options.npc_side == "default" else options.npc_side
+        self.monitor = self._viewer("monitor", options.monitor)
+        self.reason_viewer = self._viewer("converged_reason", options.converged_reason)
+        self.observe: Observer | None = None  # the run's say after every iteration
+        self.work = Work()
+        self.iteration = 0
+        self.rejected = 0
+        self.reason = Reason.CONVERGED_ITERATING
+        self.failure = ""
+        self._start: tuple[float, float] = (0.0, 0.0)  # f and gradient norm at iteration 0
+
+    def _viewer(self, name: str, text: str | None) -> Viewer | None:
+        return None if text is None else Viewer.parse(text, f"-{self.prefix}snes_{name}")
+
+    def set_up(self, problem: Problem, unit: Cost | None = None) -> None:
+        """Prepare the tree for a problem. Collective on the problem's ranks.
+
+        Parameters
+        ----------
+        unit
+            The cost that counts as one evaluation: the whole problem's.
+        """
+        self.problem = problem
+        self.unit = unit or problem.cost
+        self.log: Log = problem.comm.log
+        if self.npc is not None:
+            self.npc.set_up(problem, self.unit)
+        self.method.set_up(self)
+
+    # Evaluations, counted and timed. -----------------------------------------------------------------------------
+
+    def objective(self, x: Tensor) -> float:
+        """Return L(x). Collective."""
+        self.work.add("objectives", self.problem.cost.objective / self.unit.objective)
+        with self.log.event("SNESObjectiveEval", self.label):
+            return self.problem.objective(x)
+
+    def gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """Return L(x) and its gradient. Collective."""
+        self.work.add("gradients", self.problem.cost.gradient / self.unit.gradient)
+        with self.log.event("SNESFunctionEval", self.label):
+            return self.problem.value_and_gradient(x)
+
+    def point(self, x: Tensor, f: float, g: Tensor) -> Point:
+        """Return the iterate with its residual: g, or x - M(x) for a left NPC. Collective."""
+        point = Point(x, f, g, g)
+        if self.side == "left" and point.finite:
+            point.r = x - self._apply(point).x
+        return point
+
+    def line(self, point: Point, y: Tensor) -> Line:
+        """Return L along x - lambda y. Collective."""
+        return Line(self.objective, self.gradient, self.problem.space, point.x, y, point.f, point.g)
+
+    @staticmethod
+    def search_failed(point: Point, line: Line, failure: str) -> Step:
+        """Return the failed step of a line search; where no trial gave a number, that is the reason."""
+        return Step(point, failure) if line.seen_finite else Step.broken(point, "every trial of the line search")
+
+    # The loop. ---------------------------------------------------------------------------------------------------
+
+    def solve(self, x: Tensor, known: tuple[float, Tensor] | None = None) -> Point:
+        """Minimise from x; `self.reason` says how it ended. Collective.
+
+        Parameters
+        ----------
+        x
+            Start, shape (n_local,); not changed.
+        known
+            L and its gradient there, if they have been computed.
+        """
+        with self.log.event("SNESSolve", self.label):
+            self.method.begin(self)
+            f, g = known if known is not None else self.gradient(x)
+            point = self.point(x, f, g)
+            self.iteration = 0
+            self.rejected = 0
+            self.failure = ""
+            self._start = (point.f, self.problem.space.norm(point.g))
+            self.reason = Reason.CONVERGED_ITERATING
+            self._report(point, 0.0)
+            return self._loop(point)
+
+    def resume(self, point: Point) -> Point:
+        """Go on from a loaded state. Collective."""
+        with self.log.event("SNESSolve", self.label):
+            self.reason = Reason.CONVERGED_ITERATING
+            self.method.resume(self, point)
+            if self.iteration >= self.options.max_it:
+                self._end(Reason.DIVERGED_MAX_IT)
+            return self._loop(point)
+
+    def _loop(self, point: Point) -> Point:
+        while self.reason == Reason.CONVERGED_ITERATING:
+            point = self._iterate(point)
+        if self.reason_viewer and self.problem.comm.rank == 0:
+            self.reason_viewer.write(reason_line(self.level, self.prefix, self.reason.name, self.iteration))
+        return point
+
+    def _iterate(self, point: Point) -> Point:
+        half = self._precondition(point)
+        step = self.method.step(self, half)
+        moved = step.point.f < point.f
+        broken = step.reason != Reason.DIVERGED_LINE_SEARCH
+        if step.failure and (broken or (not self.method.reset() and not moved)):
+            self._end(step.reason, step.failure)
+            return step.point
+        self.iteration += 1
+        self._report(step.point, self.problem.space.norm(step.point.x - point.x))
+        return step.point
+
+    def _precondition(self, point: Point) -> Point:
+        if self.npc is None or self.side != "right" or self.iteration % self.options.npc_lag:
+            return point
+        half = self._apply(point)
+        if half.f <= point.f and half.finite:
+            return half
+        self.rejected += 1
+        return point
+
+    def _apply(self, point: Point) -> Point:
+        assert self.npc is not None
+        with self.log.event("SNESNPCSolve", self.npc.label):
+            before = Work(self.npc.work.counts)
+            result = self.npc.solve(point.x, (point.f, point.g))
+            self.work.counts += self.npc.work.counts - before.counts
+        return result
+
+    def _report(self, point: Point, update: float) -> None:
+        """Test, show and record an iterate."""
+        norm = self.problem.space.norm(point.g)
+        if self.monitor and self.problem.comm.rank == 0:
+            detail = (update, point.f) if self.monitor.detail else None
+            self.monitor.write(norm_line(self.level, self.iteration, norm, detail), first=self.iteration == 0)
+        self._test(point, norm, update)
+        if self.observe is not None:
+            said = self.observe(self, point, norm, update)
+            if self.reason == Reason.CONVERGED_ITERATING and said != Reason.CONVERGED_ITERATING:
+                self._end(said)
+
+    def _test(self, point: Point, norm: float, update: float) -> None:
+        o = self.options
+        f_start, norm_start = self._start
+        if not math.isfinite(point.f):
+            self._end(Reason.DIVERGED_OBJECTIVE_NANORINF)
+        elif not math.isfinite(norm):
+            self._end(Reason.DIVERGED_FUNCTION_NANORINF)
+        elif norm < o.atol or norm == 0.0:
+            self._end(Reason.CONVERGED_FNORM_ABS)
+        elif self.iteration > 0 and norm <= o.rtol * norm_start:
+            self._end(Reason.CONVERGED_FNORM_RELATIVE)
+        elif self.iteration > 0 and 0.0 < update < o.stol * self.problem.space.norm(point.x):
+            self._end(Reason.CONVERGED_SNORM_RELATIVE)
+        elif self.iteration > 0 and point.f > o.divergence_tolerance * abs(f_start):
+            self._end(Reason.DIVERGED_DTOL)
+        elif self.iteration >= o.max_it:
+            self._end(Reason.CONVERGED_ITS if self.is_inner else Reason.DIVERGED_MAX_IT)
+        elif self.work["gradients", "path"] >= o.max_funcs:
+            self._end(Reason.DIVERGED_FUNCTION_COUNT)
+
+    def _end(self, reason: Reason, failure: str = "") -> None:
+        self.reason = reason
+        self.failure = failure
+
+    # State and views. --------------------------------------------------------------------------------------------
+
+    def state(self) -> Tree:
+        """Return what a restart needs apart from the iterate; complete on rank 0. Collective."""
+        own = {"type": self.method.name, "work": self.work.counts.copy(), "method": self.method.state(self)}
+        own.update(iteration=self.iteration, rejected=self.rejected, start=list(map(repr, self._start)))
+        if self.npc is not None:
+            own["npc"] = self.npc.state()
+        return own
+
+    def load(self, state: Tree) -> None:
+        """Take over a state that every rank has, after `set_up`. Collective."""
+        self.work = Work(state["work"])
+        self.iteration = int(state["iteration"])
+        self.rejected = int(state["rejected"])
+        f, norm = map(float, state["start"])
+        self._start = (f, norm)
+        self.method.load(self, state["method"])
+        if self.npc is not None and "npc" in state:
+            self.npc.load(state["npc"])
+
+    def view(self) -> str:
+        """Return the tree below this solver as PETSc prints it. Not collective."""
+        o = self.options
+        ranks = self.problem.comm.size
+        lines = [
+            f"SNES Object: {f'({self.prefix}) ' if self.prefix else ''}{ranks} MPI process{'es' if ranks > 1 else ''}",
+            f"  type: {self.method.name}",
+            *(f"    {line}" for line in self.method.view()),
+        ]
+        for heading, child in self.method.inner():
+            lines += [f"    {heading}", _indent(child.view(), 6)]
+        lines += [
+            f"  maximum iterations={o.max_it}, maximum function evaluations={o.max_funcs}",
+            f"  tolerances: relative={o.rtol:g}, absolute={o.atol:g}, solution={o.stol:g}",
+            f"  total number of function evaluations={self.work['gradients', 'path']:.0f}",
+        ]
+        if self.linesearch is not None:
+            lines += [
+                f"  SNESLineSearch Object: {ranks} MPI process{'es' if ranks > 1 else ''}",
+                *(f"    {line}" for line in self.linesearch.view()),
+            ]
+        if self.npc is not None:
+            lines += [f"  nonlinear preconditioner on the {self.side}, every {o.npc_lag} iteration(s)"]
+            lines += [_indent(self.npc.view(), 2)]
+        return "\n".join(lines)
+
+
+def _indent(text: str, blanks: int) -> str:
+    return "\n".join(" " * blanks + line for line in text.split("\n"))

@@ -1,0 +1,233 @@
+"""Nonlinear Schwarz: solve on every subdomain, combine the corrections.
+
+    additive         c = sum_s E_s W_s (x_s* - R_s x), all from the same x, on disjoint groups of ranks
+    multiplicative   x <- x + E_s (x_s* - R_s x) one subdomain after the other, each on all ranks
+
+As right NPC of quasi-Newton these are ASPQN and MSPQN. PETSc's `basic` adds the corrections without weights, `restrict`
+only on each subdomain's own unknowns. Damping is applied once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml2hpc import dm
+from ml2hpc.errors import OptionsError
+from ml2hpc.log import Work
+from ml2hpc.options import option
+from ml2hpc.problem.span import Span
+from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
+
+
+@dataclass
+class _Solved:
+    """What a local solve brings back."""
+
+    correction: Tensor  # (block.n,)
+    work: Work
+
+
+class Nasm(Method):
+    """Schwarz over a decomposition of the unknowns or of the samples.
+
+    References
+    ----------
+    Kopaničáková, Kothari, Karniadakis, Krause, SIAM J. Sci. Comput. 46 (2024); Cai, Keyes: Nonlinearly preconditioned
+    inexact Newton algorithms, SIAM J. Sci. Comput. 24 (2002).
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Options `-snes_nasm_*`."""
+
+        type: Literal["additive", "multiplicative", "basic", "restrict"] = option(
+            "additive", "additive with a partition of unity, multiplicative, additive unweighted, restricted additive"
+        )
+        damping: float = option(1.0, "factor of the combined correction", above=0.0)
+        combine: Literal["linesearch", "layerwise", "subspace", "average"] = option(
+            "linesearch",
+            "additive corrections: search along their sum, one search per subdomain, minimise over their span, or average",
+        )
+
+    name = "nasm"
+    title = "Nonlinear Schwarz (nasm)"
+    linesearch = {"type": "wolfe"}
+
+    def configure(self, solver: SNES) -> None:
+        self._dm = solver.read(dm.Options, "dm_", "Decomposition (DM)")
+        local = {"snes_type": "qn", "snes_max_it": 50, "snes_stol": 0.0, "snes_max_funcs": 10**9}
+        self._pattern = solver.spawn("sub_", local)
+        self._subs = [solver.spawn(f"sub_{k}_", local, listed=False) for k in range(self._dm.subdomains)]
+        self._subspace = None
+        if self.options.combine == "subspace":
+            small = {"snes_type": "qn", "snes_qn_type": "bfgs", "snes_max_it": 5, "snes_qn_recycle": False}
+            self._subspace = solver.spawn("subspace_", small)
+        if self._dm.decomposition == "samples" and self.options.type == "multiplicative":
+            raise OptionsError(
+                f"-{solver.prefix}snes_nasm_type multiplicative: sample subdomains are additive; "
+                f"use -{solver.prefix}dm_decomposition layers, tensors or blocks"
+            )
+
+    def set_up(self, solver: SNES) -> None:
+        problem = solver.problem
+        comm = problem.comm
+        self._decomposition = dm.decompose(problem, self._dm, solver.prefix)
+        subdomains = self._decomposition.subdomains
+        count = len(subdomains)
+        if self.options.type == "multiplicative":
+            group, self._mine, self._owners = comm, range(count), [0] * count
+        elif comm.size >= count:
+            # Groups of ranks, data-parallel inside; the first rank of a group speaks for it.
+            colour = comm.rank * count // comm.size
+            group, self._mine = comm.split(colour), range(colour, colour + 1)
+            self._owners = [-(-k * comm.size // count) for k in range(count)]
+        else:
+            group = comm.alone()
+            self._owners = [k * comm.size // count for k in range(count)]
+            self._mine = range(self._owners.index(comm.rank), self._owners.index(comm.rank) + self._owners.count(comm.rank))
+        here = problem if group is comm else problem.on(group)
+        self._locals = {k: subdomains[k].on(here) for k in self._mine}
+        for k, local in self._locals.items():
+            self._subs[k].label = self._pattern.prefix
+            self._subs[k].set_up(local.problem, solver.unit)
+        self._pattern.set_up(next(iter(self._locals.values())).problem, solver.unit)
+
+    def step(self, solver: SNES, point: Point) -> Step:
+        if self.options.type == "multiplicative":
+            return self._sweep(solver, point)
+        whole = solver.problem.space.gather(point.x)
+        gradient = solver.problem.space.gather(point.g)
+        with solver.log.event("SNESNASMSubSolve", solver.label):
+            solved = {k: self._solve(solver, k, whole, point.f, gradient) for k in self._mine}
+        with solver.log.event("SNESNASMRestrict", solver.label):
+            found = self._exchange(solver, solved)
+        solver.work.parallel([s.work for s in found])
+        self._pattern.work.parallel([s.work for s in found])
+        return self._combine(solver, point, [self._extend(solver, k, s.correction) for k, s in enumerate(found)])
+
+    def _solve(self, solver: SNES, k: int, x: Tensor, f: float, g: Tensor | None) -> _Solved:
+        """Solve on subdomain k from x, shape (n,). Collective on its ranks."""
+        local, sub = self._locals[k], self._subs[k]
+        start, f_start, g_start = local.begin(x, f, g)
+        sub.problem = local.problem
+        sub.work.clear()
+        sub.work.counts[0, 2] += local.prefix_cost(solver.problem) / solver.unit.objective
+        end = sub.solve(start, None if g_start is None else (f_start, g_start))
+        return _Solved(end.x - start, Work(sub.work.counts))
+
+    def _exchange(self, solver: SNES, solved: dict[int, _Solved]) -> list[_Solved]:
+        """Bring all corrections and counts to all ranks in one Allgather. Collective."""
+        comm = solver.problem.comm
+        sizes = [s.block.n + 9 for s in self._decomposition.subdomains]
+        parts = [
+            np.concatenate([solved[k].correction.numpy().astype(np.float64), solved[k].work.counts.ravel()])
+            for k in self._mine
+            if self._owners[k] == comm.rank
+        ]
+        by_rank = [sum(n for n, owner in zip(sizes, self._owners, strict=True) if owner == r) for r in range(comm.size)]
+        packed = comm.allgather_parts(np.concatenate(parts) if parts else np.empty(0), by_rank)
+        found, start = [], 0
+        for n in sizes:
+            part = packed[start : start + n]
+            correction = torch.from_numpy(part[:-9].copy()).to(solver.problem.space.dtype)
+            found.append(_Solved(correction, Work(part[-9:])))
+            start += n
+        return found
+
+    def _extend(self, solver: SNES, k: int, correction: Tensor) -> Tensor:
+        """Return this rank's part of E_s W_s c_s."""
+        subdomain = self._decomposition.subdomains[k]
+        kind = self.options.type
+        weights = subdomain.weights if kind == "additive" else subdomain.own if kind == "restrict" else 1.0
+        whole = torch.zeros(solver.problem.space.n, dtype=correction.dtype)
+        whole[subdomain.block.indices] = correction * weights
+        return solver.problem.space.local(whole)
+
+    def _combine(self, solver: SNES, point: Point, corrections: list[Tensor]) -> Step:
+        damping, how = self.options.damping, self.options.combine
+        if how == "subspace":
+            return self._minimise_over_span(solver, point, corrections)
+        if how == "layerwise":
+            for correction in corrections:
+                step = self._search(solver, point, -damping * correction)
+                point = step.point
+            return step
+        total = torch.stack(corrections).sum(0)
+        if how == "average":
+            x = point.x + (damping / len(corrections)) * total
+            new = solver.point(x, *solver.gradient(x))
+            return Step(new) if new.finite else Step.broken(point, "after the averaged correction")
+        return self._search(solver, point, -damping * total)
+
+    @staticmethod
+    def _search(solver: SNES, point: Point, y: Tensor) -> Step:
+        line = solver.line(point, y)
+        if not line.slope < 0:
+            return Step(point, "the combined correction is not a descent direction")
+        assert solver.linesearch is not None
+        with solver.log.event("SNESLineSearch", solver.label):
+            result = solver.linesearch.search(line)
+            if result.failure:
+                return solver.search_failed(point, line, result.failure)
+            return Step(solver.point(line.at(result.step), *line.gradient(result.step)))
+
+    def _minimise_over_span(self, solver: SNES, point: Point, corrections: list[Tensor]) -> Step:
+        assert self._subspace is not None
+        span = Span(solver.problem, point.x, [self.options.damping * c for c in corrections])
+        self._subspace.set_up(span, solver.unit)
+        self._subspace.work.clear()
+        end = self._subspace.solve(torch.zeros(len(corrections), dtype=point.x.dtype), (point.f, span.project(point.g)))
+        solver.work.sequential([self._subspace.work])
+        if not end.f < point.f:
+            return Step(point, "no combination of the corrections lowers the objective")
+        x = span.at(end.x)
+        return Step(solver.point(x, *solver.gradient(x)))
+
+    def _sweep(self, solver: SNES, point: Point) -> Step:
+        """One multiplicative sweep; damping scales each correction."""
+        x = solver.problem.space.gather(point.x).clone()
+        g = solver.problem.space.gather(point.g)
+        first = True  # only here is the gradient known
+        for k in self._mine:
+            with solver.log.event("SNESNASMSubSolve", solver.label):
+                solved = self._solve(solver, k, x, point.f, g if first else None)
+            x[self._decomposition.subdomains[k].block.indices] += self.options.damping * solved.correction
+            solver.work.sequential([solved.work])
+            self._pattern.work.sequential([solved.work])
+            first = False
+        x = solver.problem.space.local(x).clone()
+        new = solver.point(x, *solver.gradient(x))
+        return Step(new) if new.finite else Step.broken(point, "after the sweep")
+
+    def state(self, solver: SNES) -> Tree:
+        comm = solver.problem.comm
+        mine = {f"sub_{k}": self._subs[k].state() for k in self._mine}
+        spoken = {name: tree for (name, tree), k in zip(mine.items(), self._mine, strict=True) if self._owners[k] == comm.rank}
+        gathered = comm.gather(spoken)
+        tree: Tree = {"pattern_work": self._pattern.work.counts.copy()}
+        for part in gathered or []:
+            tree |= part
+        return tree
+
+    def load(self, solver: SNES, state: Tree) -> None:
+        self._pattern.work = Work(state["pattern_work"])
+        for k in self._mine:
+            self._subs[k].load(state[f"sub_{k}"])
+
+    def inner(self) -> list[tuple[str, SNES]]:
+        first = "all ranks" if self.options.type == "multiplicative" else "rank 0"
+        found = [(f"Local solver information for first block on {first}:", self._pattern)]
+        if self._subspace is not None:
+            found.append(("Solver for the coefficients of the corrections:", self._subspace))
+        return found
+
+    def view(self) -> list[str]:
+        o = self.options
+        combined = "" if o.type == "multiplicative" else f", corrections combined by {o.combine}"
+        lines = [f"type is {o.type.upper()}, damping={o.damping:g}{combined}"]
+        return [*lines, f"total subdomain blocks = {self._dm.subdomains}", *self._decomposition.view()]

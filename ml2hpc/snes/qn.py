@@ -1,0 +1,147 @@
+"""Quasi-Newton: y = H r with H from secant pairs, limited memory or dense; with an NPC, the outer method of ASPQN and MSPQN.
+
+With a right NPC the pair spans the type's own step only, from the preconditioned point to the new one (the SPQN papers'
+half-step pair); `-snes_qn_pairs both` also learns from the preconditioner's step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ml2hpc.options import option
+from ml2hpc.snes.interface import SNES, DirectionMethod, Point, Tree
+from ml2hpc.snes.secant import CompactLBFGS, DenseInverse, Inverse
+
+
+class QuasiNewton(DirectionMethod):
+    """x <- x - lambda v,  v = (1 - mu) v + mu H r.
+
+    References
+    ----------
+    Kopaničáková, Kothari, Karniadakis, Krause: Enhancing training of physics-informed neural networks using domain
+    decomposition based preconditioning strategies, SIAM J. Sci. Comput. 46 (2024).
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Options `-snes_qn_*`."""
+
+        type: Literal["lbfgs", "bfgs", "ssbfgs", "ssbroyden"] = option(
+            "lbfgs", "limited-memory BFGS, or a dense inverse by BFGS or its self-scaled relatives"
+        )
+        m: int = option(10, "stored pairs (lbfgs)", at_least=1)
+        scale_type: Literal["scalar", "none"] = option("scalar", "scaling of the start matrix (lbfgs)")
+        restart_type: Literal["none", "powell", "periodic"] = option("none", "when to forget all pairs")
+        restart: int = option(30, "pairs between two restarts (periodic)", at_least=1)
+        powell_gamma: float = option(
+            0.9999, "restart when consecutive residuals are parallel to this degree (powell)", above=0.0
+        )
+        momentum: float = option(1.0, "weight mu of the new direction; 1 is no momentum", above=0.0, at_most=1.0)
+        recycle: bool = option(True, "keep the pairs from one solve to the next")
+        pairs: Literal["step", "both"] = option("step", "learn from the step, or also from the right NPC's")
+        curvature: float = option(1e-12, "accept a pair when s'y exceeds this times |s| |y|", at_least=0.0)
+
+    name = "qn"
+    title = "Quasi-Newton (qn)"
+    sides = ("right", "left")
+    linesearch = {"type": "wolfe"}
+    inverse: Inverse
+
+    def set_up(self, solver: SNES) -> None:
+        o = self.options
+        space = solver.problem.space
+        dense = o.type != "lbfgs"
+        self.inverse = DenseInverse(space, o.type) if dense else CompactLBFGS(space, o.m, scaled=o.scale_type == "scalar")
+        self._velocity: Tensor | None = None
+        self._previous: Tensor | None = None  # the residual of the step before, for Powell's test
+        self._learnt: Point | None = None  # where the last step ended
+
+    def begin(self, solver: SNES) -> None:
+        self._learnt = None
+        self._previous = None
+        if not self.options.recycle:
+            self.reset()
+
+    def reset(self) -> bool:
+        had = self.inverse.pairs > 0 or self._velocity is not None
+        self.inverse.reset()
+        self._velocity = None
+        return had
+
+    def direction(self, solver: SNES, point: Point) -> Tensor:
+        if self.options.pairs == "both" and self._learnt is not None and self._learnt is not point:
+            self._learn(solver, self._learnt, point, None)
+        if self._must_restart(solver, point):
+            self.reset()
+        self._previous = point.r
+        y = self.inverse.apply(point.r)
+        if self.inverse.pairs == 0:
+            # Without curvature the gradient's length means nothing: at most a unit step in the 1-norm.
+            y *= min(1.0, 1.0 / max(self._one_norm(solver, point.r), 1e-300))
+        mu = self.options.momentum
+        if mu < 1.0:
+            self._velocity = mu * y if self._velocity is None else (1 - mu) * self._velocity + mu * y
+            y = self._velocity
+        return y
+
+    def update(self, solver: SNES, old: Point, new: Point, step: float) -> None:
+        exact = self.options.momentum == 1.0 and self.inverse.pairs > 0
+        self._learn(solver, old, new, step if exact else None)
+        self._learnt = new
+
+    def _learn(self, solver: SNES, old: Point, new: Point, step: float | None) -> None:
+        s, y = new.x - old.x, new.r - old.r
+        space = solver.problem.space
+        sy, ss, yy = space.dot(s, y), space.dot(s, s), space.dot(y, y)
+        if math.isfinite(sy) and sy > self.options.curvature * math.sqrt(ss * yy):
+            with solver.log.event("SNESQNUpdate", solver.label):
+                self.inverse.update(s, y, old.r, new.r, step)
+
+    def _must_restart(self, solver: SNES, point: Point) -> bool:
+        o = self.options
+        if o.restart_type == "periodic":
+            return self.inverse.pairs >= o.restart
+        if o.restart_type == "powell" and self._previous is not None:
+            old = self._previous
+            space = solver.problem.space
+            return abs(space.dot(old, point.r)) >= o.powell_gamma * space.dot(old, old)
+        return False
+
+    @staticmethod
+    def _one_norm(solver: SNES, g: Tensor) -> float:
+        return float(solver.problem.space.gather(g).abs().sum())
+
+    def state(self, solver: SNES) -> Tree:
+        gather = solver.problem.space.gather
+        tree: Tree = {"inverse": self.inverse.state()}
+        for name, vector in (("velocity", self._velocity), ("previous", self._previous)):
+            if vector is not None:
+                tree[name] = gather(vector).numpy()
+        return tree
+
+    def load(self, solver: SNES, state: Tree) -> None:
+        space = solver.problem.space
+        self.inverse.load(state["inverse"])
+        vectors = {k: space.local(torch.from_numpy(state[k])).clone() for k in ("velocity", "previous") if k in state}
+        self._velocity = vectors.get("velocity")
+        self._previous = vectors.get("previous")
+
+    def resume(self, solver: SNES, point: Point) -> None:
+        self.inverse.recognise(point.r)
+        self._learnt = point
+
+    def view(self) -> list[str]:
+        o = self.options
+        lines = [f"type is {o.type.upper()}, restart type is {o.restart_type.upper()}, recycle is {o.recycle}"]
+        if o.type == "lbfgs":
+            lines.append(f"Stored subspace size: {o.m}, scale type is {o.scale_type.upper()}")
+        else:
+            lines.append("dense inverse")
+        if o.momentum < 1.0:
+            lines.append(f"momentum: {o.momentum:g} of the new direction")
+        return [*lines, f"secant pairs from: {o.pairs}"]

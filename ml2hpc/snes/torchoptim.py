@@ -1,0 +1,145 @@
+"""Any optimiser of torch.optim by name, as a solver type: one optimiser step per iteration, full batch or sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from ml2hpc.errors import OptionsError
+from ml2hpc.options import option
+from ml2hpc.problem.interface import Problem
+from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
+
+
+class TorchOptim(Method):
+    """x <- optimiser(x, r). Steps are not globalised: the optimiser's own rule decides, and L may rise.
+
+    References
+    ----------
+    The torch.optim documentation, for the optimisers and their arguments.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Options `-snes_torchoptim_*`."""
+
+        name: str = option("Adam", "class in torch.optim")
+        lr: float = option(1e-3, "learning rate", above=0.0)
+        arguments: str = option("{}", "further arguments as a YAML mapping, such as {betas: [0.9, 0.99]}")
+        decay: float = option(1.0, "factor of the learning rate per 1000 iterations", above=0.0, at_most=1.0)
+        batch: int = option(0, "samples drawn for each step, the same for any number of ranks; 0 takes all", at_least=0)
+        seed: int = option(0, "seed of the draws", at_least=0)
+        recycle: bool = option(True, "keep the optimiser's state from one solve to the next")
+
+    name = "torchoptim"
+    title = "Optimiser of torch.optim (torchoptim)"
+    sides = ("right",)
+    defaults = {"stol": 0.0}
+
+    def set_up(self, solver: SNES) -> None:
+        self._x = nn.Parameter(solver.problem.space.zeros())
+        self._make(solver)
+        if self.options.batch > solver.problem.samples:
+            raise OptionsError(
+                f"-{solver.prefix}snes_torchoptim_batch {self.options.batch}: there are {solver.problem.samples} samples"
+            )
+
+    def _make(self, solver: SNES) -> None:
+        o = self.options
+        option_name = f"-{solver.prefix}snes_torchoptim_"
+        known = {n.lower(): n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type)}
+        kind = getattr(torch.optim, known.get(o.name.lower(), ""), None) if o.name.lower() in known else None
+        if kind is None or not issubclass(kind, torch.optim.Optimizer) or kind is torch.optim.Optimizer:
+            names = ", ".join(sorted(set(known.values()) - {"Optimizer"}))
+            raise OptionsError(f"{option_name}name {o.name}: torch.optim has {names}")
+        try:
+            arguments: dict[str, Any] = yaml.safe_load(o.arguments) or {}
+            self._optimiser = kind([self._x], lr=o.lr, **arguments)
+        except (TypeError, ValueError, yaml.YAMLError) as error:
+            raise OptionsError(f"{option_name}arguments {o.arguments}: {error}") from error
+        self._steps = 0
+        self._generator = torch.Generator().manual_seed(o.seed)
+
+    def begin(self, solver: SNES) -> None:
+        if not self.options.recycle:
+            self._make(solver)
+
+    def step(self, solver: SNES, point: Point) -> Step:
+        o = self.options
+        known: dict[str, tuple[float, Tensor]] = {}
+        sampled = self._draw(solver.problem) if o.batch else None
+        share = sampled.cost.gradient / solver.unit.gradient if sampled else 1.0
+
+        def closure() -> float:
+            x = self._x.detach()
+            if sampled is not None:
+                solver.work.add("gradients", share)
+                f, g = sampled.value_and_gradient(x)
+            elif torch.equal(x, point.x):
+                f, g = point.f, point.r
+            else:
+                f, g = solver.gradient(x.clone())
+                known["last"] = f, g
+                known["at"] = f, x.clone()
+            self._x.grad = g.clone()
+            return f
+
+        with torch.no_grad():
+            self._x.copy_(point.x)
+        for group in self._optimiser.param_groups:
+            group["lr"] = o.lr * o.decay ** (self._steps / 1000)
+        self._optimiser.step(closure)
+        self._steps += 1
+        x = self._x.detach().clone()
+        if "at" in known and torch.equal(known["at"][1], x):
+            new = solver.point(x, *known["last"])
+        else:
+            new = solver.point(x, *solver.gradient(x))
+        return Step(new) if new.finite else Step.broken(point, "after the optimiser's step")
+
+    def _draw(self, problem: Problem) -> Problem:
+        rows = torch.randperm(problem.samples, generator=self._generator)[: self.options.batch]
+        return problem.sample(rows.sort().values)
+
+    def state(self, solver: SNES) -> Tree:
+        gather = solver.problem.space.gather
+        tree: Tree = {"steps": self._steps, "generator": self._generator.get_state().numpy()}
+        for key, value in self._optimiser.state.get(self._x, {}).items():
+            whole = isinstance(value, Tensor) and value.shape == self._x.shape
+            tree[f"state_{key}"] = _plain(gather(value) if whole else value)
+        return tree
+
+    def load(self, solver: SNES, state: Tree) -> None:
+        self._steps = int(state["steps"])
+        self._generator.set_state(torch.from_numpy(state["generator"]))
+        local = solver.problem.space.local
+        for key, value in state.items():
+            if key.startswith("state_"):
+                tensor = _restored(value)
+                whole = isinstance(tensor, Tensor) and tensor.shape == (solver.problem.space.n,)
+                self._optimiser.state[self._x][key.removeprefix("state_")] = local(tensor).clone() if whole else tensor
+
+    def view(self) -> list[str]:
+        o = self.options
+        batch = f"batches of {o.batch}" if o.batch else "full batch"
+        return [f"{type(self._optimiser).__name__}, lr={o.lr:g}, decay={o.decay:g} per 1000 iterations, {batch}"]
+
+
+def _plain(value: Any) -> Any:
+    """Return an optimiser's state entry as leaves that a file can hold."""
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if isinstance(value, list):
+        return {"list": {str(k): _plain(v) for k, v in enumerate(value)}}
+    return value
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [_restored(value["list"][str(k)]) for k in range(len(value["list"]))]
+    return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value

@@ -1,0 +1,7 @@
+"""Floor 1: vector spaces on torch tensors, flat parameter layouts, sums that do not depend on the number of ranks."""
+
+from ml2hpc.vec.layout import Layout
+from ml2hpc.vec.space import Replicated, Sharded, VectorSpace
+from ml2hpc.vec.treesum import TreeSum
+
+__all__ = ["Layout", "Replicated", "Sharded", "TreeSum", "VectorSpace"]

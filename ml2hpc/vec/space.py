@@ -1,0 +1,104 @@
+"""Vector spaces: all that a solver knows about how vectors are stored.
+
+`Replicated`: every rank holds the whole vector; inner products need no communication. `Sharded`: every rank holds a
+contiguous slice, so that the memory of quasi-Newton methods is split over the ranks; inner products are summed in rank
+order, the same number on every rank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ml2hpc.comm import Communicator
+
+
+class VectorSpace(ABC):
+    """Vectors of global length n, stored as tensors of shape (n_local,)."""
+
+    def __init__(self, n: int, dtype: torch.dtype) -> None:
+        self.n = n
+        self.dtype = dtype
+
+    @property
+    @abstractmethod
+    def n_local(self) -> int:
+        """Number of entries that this rank stores."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> slice:
+        """Which entries this rank stores."""
+
+    @abstractmethod
+    def mdot(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return left @ right for left (k, n_local) and right (n_local,) or (n_local, m). Collective if sharded."""
+
+    @abstractmethod
+    def gather(self, x: Tensor) -> Tensor:
+        """Return the whole vector, shape (n,), from slices (n_local,). Collective if sharded."""
+
+    def zeros(self) -> Tensor:
+        """Return the zero vector. Not collective."""
+        return torch.zeros(self.n_local, dtype=self.dtype)
+
+    def local(self, x: Tensor) -> Tensor:
+        """Return this rank's slice of a whole vector (n,). Not collective."""
+        return x[self.rows]
+
+    def dot(self, x: Tensor, y: Tensor) -> float:
+        """Return <x, y>. Collective if sharded."""
+        return float(self.mdot(x[None], y)[0])
+
+    def norm(self, x: Tensor) -> float:
+        """Return the 2-norm. Collective if sharded."""
+        return self.dot(x, x) ** 0.5
+
+
+class Replicated(VectorSpace):
+    """Every rank holds the whole vector and computes the same numbers."""
+
+    @property
+    def n_local(self) -> int:
+        return self.n
+
+    @property
+    def rows(self) -> slice:
+        return slice(0, self.n)
+
+    def mdot(self, left: Tensor, right: Tensor) -> Tensor:
+        return left @ right
+
+    def dot(self, x: Tensor, y: Tensor) -> float:
+        return float(torch.dot(x, y))
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Sharded(VectorSpace):
+    """Every rank holds a contiguous slice; lengths differ by at most one."""
+
+    def __init__(self, comm: Communicator, n: int, dtype: torch.dtype) -> None:
+        super().__init__(n, dtype)
+        self.comm = comm
+        bounds = [r * n // comm.size for r in range(comm.size + 1)]
+        self._sizes = [b - a for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._rows = slice(bounds[comm.rank], bounds[comm.rank + 1])
+
+    @property
+    def n_local(self) -> int:
+        return self._sizes[self.comm.rank]
+
+    @property
+    def rows(self) -> slice:
+        return self._rows
+
+    def mdot(self, left: Tensor, right: Tensor) -> Tensor:
+        parts = self.comm.allgather((left @ right).numpy())
+        return torch.from_numpy(parts).sum(0)
+
+    def gather(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.comm.allgather_parts(x.numpy(), self._sizes))
