@@ -128,8 +128,8 @@ class Solution:
         self._mine = slice(rank * n // size, (rank + 1) * n // size)
         self._sizes = [((r + 1) * n // size - r * n // size) * len(pde.fields) for r in range(size)]
         reference = pde.reference(self.points[:, self._mine].T)
-        self.reference = None if reference is None else np.asarray(reference, dtype=np.float64).reshape(
-            -1, len(pde.fields)
+        self.reference = (
+            None if reference is None else np.asarray(reference, dtype=np.float64).reshape(-1, len(pde.fields))
         )
 
     def here(self, x: Tensor) -> Array:
@@ -213,9 +213,7 @@ def main(argv: list[str]) -> None:
             "solution": {**fields, "points": xdmf.points(solution.axes)},
         }
 
-    point = run.solve(
-        solver, problem, x, layout=model.layout, identity=identity, describe=describe, measure=measure
-    )
+    point = run.solve(solver, problem, x, layout=model.layout, identity=identity, describe=describe, measure=measure)
     report(run, solver, problem, solution, point)
 
 
@@ -226,7 +224,9 @@ def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, poi
         names = [*solution.pde.fields]
         many = len(names) > 1
         if solution.reference is not None:
-            names += [f"{w}{k if many else ''}" for k in range(len(solution.pde.fields)) for w in ("reference", "error")]
+            names += [
+                f"{w}{k if many else ''}" for k in range(len(solution.pde.fields)) for w in ("reference", "error")
+            ]
         xdmf.write(run.options.output, solution.axes, names, points="points")
     losses = problem.terms(x)
     work = solver.work

@@ -161,7 +161,9 @@ def _end_all(kind: type[BaseException], error: BaseException, trace: TracebackTy
         print(f"ml2hpc: interrupted on rank {world.rank}", file=sys.stderr, flush=True)
     else:
         text = "".join(traceback.format_exception(kind, error, trace))
-        print(f"ml2hpc: rank {world.rank} of {world.size} failed, ending all ranks\n{text}", file=sys.stderr, flush=True)
+        print(
+            f"ml2hpc: rank {world.rank} of {world.size} failed, ending all ranks\n{text}", file=sys.stderr, flush=True
+        )
     sys.stdout.flush()
     if world.size > 1 and not together:
         world.Abort(1)

@@ -1,9 +1,9 @@
 """One job: options, ranks, output file, restart, budgets and signals around a solver tree. Apps are written on it.
 
-    run = Run("pinn", sys.argv[1:])      options of all ranks, the same everywhere
-    run.read(...), run.solver(...)       an app's options and its solver tree
-    run.ready()                          -help ends here; an option that nobody read is an error
-    run.solve(problem, x, ...)           minimise, recording, with checkpoints
+run = Run("pinn", sys.argv[1:])      options of all ranks, the same everywhere
+run.read(...), run.solver(...)       an app's options and its solver tree
+run.ready()                          -help ends here; an option that nobody read is an error
+run.solve(problem, x, ...)           minimise, recording, with checkpoints
 """
 
 from __future__ import annotations
@@ -37,7 +37,17 @@ Tree = dict[str, Any]
 REQUEUE = 85  # exit status after a signal: a checkpoint is written, run again with -restart
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # Options of one job that the job that goes on from its file does not inherit.
-_OF_ONE_JOB = ("restart", "restart_state", "output", "help", "h", "max_time", "log_view", "options_view", "options_left")
+_OF_ONE_JOB = (
+    "restart",
+    "restart_state",
+    "output",
+    "help",
+    "h",
+    "max_time",
+    "log_view",
+    "options_view",
+    "options_left",
+)
 
 
 @dataclass(frozen=True)
@@ -239,7 +249,9 @@ class Run:
         caught, late, due_somewhere = self.comm.largest(flags)
         budget = solver.options.max_it
         part = max(solver.iteration / budget if budget else 1.0, elapsed / self.options.max_time)
-        self.progress.show(f"{self.app}: iteration {solver.iteration}, objective {point.f:.3e}", elapsed, min(part, 1.0))
+        self.progress.show(
+            f"{self.app}: iteration {solver.iteration}, objective {point.f:.3e}", elapsed, min(part, 1.0)
+        )
         if caught:
             self._signal = int(caught)
             return Reason.DIVERGED_SIGNAL
@@ -378,7 +390,10 @@ def nodes(solver: SNES) -> list[SNES]:
 
 def summary(solver: SNES) -> str:
     """Return the solver tree in a few words, such as "qn(lbfgs) + npc nasm(additive) of qn(ssbroyden)"."""
-    kind = next((getattr(solver.method.options, f.name) for f in fields(solver.method.options) if f.name in ("type", "name")), "")
+    kind = next(
+        (getattr(solver.method.options, f.name) for f in fields(solver.method.options) if f.name in ("type", "name")),
+        "",
+    )
     text = f"{solver.method.name}({kind})" if kind else solver.method.name
     inner = [summary(child) for _, child in solver.method.inner()]
     text += f" of {inner[0]}" if inner else ""

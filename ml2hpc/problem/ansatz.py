@@ -131,7 +131,9 @@ def collocate(
     inside = torch.as_tensor(sample(sampler, n, pde.bounds, seed).T.copy(), dtype=dtype)
     terms = [_term(pde, "residual", 1.0, inside, None, pde.residual)]
     # What lifting and distance impose by construction needs no term.
-    imposed = pde.hard and (pde.lifting(_probe(pde, inside)) is not None or pde.distance(_probe(pde, inside)) is not None)
+    imposed = pde.hard and (
+        pde.lifting(_probe(pde, inside)) is not None or pde.distance(_probe(pde, inside)) is not None
+    )
     for number, condition in enumerate([] if imposed else _guarded(pde, "conditions", pde.conditions)):
         if condition.axis not in pde.coordinates or condition.end not in (0, 1):
             raise UserError(

@@ -121,9 +121,7 @@ def dirichlet(axis: str, end: int, value: Value, *, field: int = 0, weight: floa
 
 def neumann(axis: str, end: int, slope: Value, *, field: int = 0, weight: float = 1.0) -> Condition:
     """Return the soft condition du/d(axis) = slope on a face (along the coordinate, not along the outer normal)."""
-    return Condition(
-        f"{axis}{end}_slope", axis, end, lambda p, *u: getattr(u[field], axis) - _value(slope, p), weight
-    )
+    return Condition(f"{axis}{end}_slope", axis, end, lambda p, *u: getattr(u[field], axis) - _value(slope, p), weight)
 
 
 def periodic(axis: str, *, field: int = 0, weight: float = 1.0) -> Condition:

@@ -141,7 +141,7 @@ class DirectionMethod(Method):
     def direction(self, solver: SNES, point: Point) -> Tensor:
         """Return y, shape (n_local,). Collective."""
 
-    def update(self, solver: SNES, old: Point, new: Point, step: float) -> None:  # noqa: B027
+    def update(self, solver: SNES, old: Point, new: Point, step: float) -> None:
         """Learn from an accepted step. Collective."""
 
     def step(self, solver: SNES, point: Point) -> Step:

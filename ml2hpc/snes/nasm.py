@@ -89,7 +89,9 @@ class Nasm(Method):
         else:
             group = comm.alone()
             self._owners = [k * comm.size // count for k in range(count)]
-            self._mine = range(self._owners.index(comm.rank), self._owners.index(comm.rank) + self._owners.count(comm.rank))
+            self._mine = range(
+                self._owners.index(comm.rank), self._owners.index(comm.rank) + self._owners.count(comm.rank)
+            )
         here = problem if group is comm else problem.on(group)
         self._locals = {k: subdomains[k].on(here) for k in self._mine}
         for k, local in self._locals.items():
@@ -207,7 +209,9 @@ class Nasm(Method):
     def state(self, solver: SNES) -> Tree:
         comm = solver.problem.comm
         mine = {f"sub_{k}": self._subs[k].state() for k in self._mine}
-        spoken = {name: tree for (name, tree), k in zip(mine.items(), self._mine, strict=True) if self._owners[k] == comm.rank}
+        spoken = {
+            name: tree for (name, tree), k in zip(mine.items(), self._mine, strict=True) if self._owners[k] == comm.rank
+        }
         gathered = comm.gather(spoken)
         tree: Tree = {"pattern_work": self._pattern.work.counts.copy()}
         for part in gathered or []:

@@ -56,7 +56,9 @@ class QuasiNewton(DirectionMethod):
         o = self.options
         space = solver.problem.space
         dense = o.type != "lbfgs"
-        self.inverse = DenseInverse(space, o.type) if dense else CompactLBFGS(space, o.m, scaled=o.scale_type == "scalar")
+        self.inverse = (
+            DenseInverse(space, o.type) if dense else CompactLBFGS(space, o.m, scaled=o.scale_type == "scalar")
+        )
         self._velocity: Tensor | None = None
         self._previous: Tensor | None = None  # the residual of the step before, for Powell's test
         self._learnt: Point | None = None  # where the last step ended

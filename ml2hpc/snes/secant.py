@@ -178,7 +178,9 @@ class DenseInverse(Inverse):
         v = s / sy - hy / yhy
         columns = torch.stack([hy, v, s], 1)
         weights = torch.tensor([-1 / (yhy * tau), phi * yhy / tau, 1 / sy], dtype=space.dtype)
-        whole = columns if space.n_local == space.n else torch.stack([space.gather(c.contiguous()) for c in columns.T], 1)
+        whole = (
+            columns if space.n_local == space.n else torch.stack([space.gather(c.contiguous()) for c in columns.T], 1)
+        )
         torch.addmm(self._matrix, columns * weights, whole.T, beta=1 / tau, out=self._matrix)
         along = space.mdot(columns.T.contiguous(), g_new)
         self._known = (g_new, hg_new / tau + columns @ (weights * along))
@@ -216,7 +218,9 @@ class DenseInverse(Inverse):
     def state(self) -> Tree:
         if self._matrix is None:
             return {"pairs": 0}
-        columns = [self.space.gather(c.contiguous()) for c in self._matrix.T] if self.space.n_local < self.space.n else []
+        columns = (
+            [self.space.gather(c.contiguous()) for c in self._matrix.T] if self.space.n_local < self.space.n else []
+        )
         whole = torch.stack(columns, 1) if columns else self._matrix
         tree: Tree = {"pairs": self._pairs, "matrix": whole.numpy()}
         if self._known is not None:

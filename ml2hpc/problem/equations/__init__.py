@@ -35,7 +35,9 @@ def equation(name: str, option: str) -> PDE:
         if known is None:
             near = difflib.get_close_matches(name.lower(), EQUATIONS, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{option} {name}: no such problem{hint} There are {', '.join(EQUATIONS)}, or file.py:Class")
+            raise UserError(
+                f"{option} {name}: no such problem{hint} There are {', '.join(EQUATIONS)}, or file.py:Class"
+            )
         return known()
     kind = load(name, option)
     if not (isinstance(kind, type) and issubclass(kind, PDE)):
@@ -56,7 +58,9 @@ def _check(pde: PDE, option: str, name: str) -> None:
     if not letters.isalpha():
         raise UserError(f"{option} {name}: coordinates {letters!r} must be letters")
     if not isinstance(domain, dict) or set(domain) != set(letters):
-        raise UserError(f"{option} {name}: domain must give (low, high) for each of {', '.join(letters)}, got {domain!r}")
+        raise UserError(
+            f"{option} {name}: domain must give (low, high) for each of {', '.join(letters)}, got {domain!r}"
+        )
     for letter in letters:
         low, high = domain[letter]
         if not low < high:
