@@ -32,6 +32,7 @@ app() { # file
         return 1
     fi
     mkdir -p "$SCRATCH/$1"
+    export CHECKOUT=$PWD
     cd "$SCRATCH/$1"
     mpirun() { "$MPIRUN" "$@"; }
     export -f mpirun

@@ -1,21 +1,30 @@
 """Communicators: process axes, buffer collectives that are counted, waiting that leaves the core to others.
 
 MPI implementations spin while they wait. With more ranks than cores a spinning rank burns the core that the rank it
-waits for needs, so there every collective is started without blocking and polled with pauses that grow to one
-millisecond. The same polling lets a signal handler run.
+waits for needs, so there every collective is started without blocking and polled with pauses that grow with the time
+waited. The same polling lets a signal handler run.
+
+Received arrays start at a multiple of 64 bytes. The sums inside BLAS depend on where a vector starts, and ranks that
+compute with the same numbers must get the same last bit to take the same branch.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import os
+import pickle
 import sys
 import time
 import traceback
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ml2hpc.errors import UserError
 from ml2hpc.log import Log
@@ -28,13 +37,17 @@ except ImportError as error:  # pragma: no cover - a broken installation
 Wait = Literal["auto", "spin", "yield"]
 Array = NDArray[Any]
 
-_LONGEST_PAUSE = 1e-3  # seconds: long against a reduction, short against a subdomain solve
+_ALIGNMENT = 64  # bytes: what torch gives its own tensors, and the longest vector register
+# How to wait, measured with 8 ranks on 2 cores: a collective has several rounds, and each may oversleep once.
+_YIELDS = 100  # polls that only give the core away, before the first pause
 _FIRST_PAUSE = 2e-5  # seconds
-_YIELDS = 20  # polls that only give the core away, before the first pause
+_OVERSLEEP = 0.03  # a pause is at most this part of the time waited so far
+_LONGEST_PAUSE = 2e-4  # seconds: 5000 polls a second take 2 % to 5 % of a core
+_PATIENCE = 1.0  # seconds that a rank with bad input waits for the others to find the same
 
 
 class Communicator:
-    """An MPI communicator with counted collectives on contiguous numpy arrays.
+    """An MPI communicator with counted collectives on numpy arrays.
 
     Parameters
     ----------
@@ -60,7 +73,9 @@ class Communicator:
 
     def split(self, colour: int) -> Communicator:
         """Return the communicator of the ranks that give the same colour, in the same order. Collective."""
-        return Communicator(self.mpi.Split(colour, self.rank), self.log, self.wait)
+        part = self.mpi.Split(colour, self.rank)
+        assert isinstance(part, MPI.Intracomm)
+        return Communicator(part, self.log, self.wait)
 
     def alone(self) -> Communicator:
         """Return the communicator that holds this rank only. Not collective."""
@@ -68,54 +83,60 @@ class Communicator:
 
     def allgather(self, send: Array) -> Array:
         """Return the arrays of all ranks, shape (size, *send.shape). Collective: equal shapes everywhere."""
+        send = np.asarray(send, order="C")
+        receive = _aligned((self.size, *send.shape), send.dtype)
         if self.size == 1:
-            return send[None]
-        send = np.ascontiguousarray(send)
-        receive = np.empty((self.size, *send.shape), send.dtype)
-        self._finish(self.mpi.Iallgather(send, receive), receive.nbytes)
+            receive[0] = send
+        else:
+            self._finish(self.mpi.Iallgather(send, receive), receive.nbytes, reductions=1)
         return receive
 
-    def allgather_parts(self, send: Array, sizes: list[int]) -> Array:
+    def allgather_parts(self, send: Array, sizes: Sequence[int]) -> Array:
         """Return the 1-D parts of all ranks end to end; `sizes` are the parts' lengths by rank. Collective."""
+        assert send.shape == (sizes[self.rank],) and len(sizes) == self.size
+        send = np.asarray(send, order="C")
+        receive = _aligned((sum(sizes),), send.dtype)
         if self.size == 1:
-            return send
-        send = np.ascontiguousarray(send)
-        receive = np.empty(sum(sizes), send.dtype)
-        self._finish(self.mpi.Iallgatherv(send, [receive, sizes]), receive.nbytes)
+            receive[:] = send
+        else:
+            self._finish(self.mpi.Iallgatherv(send, [receive, list(sizes)]), receive.nbytes, reductions=1)
         return receive
 
     def largest(self, send: Array) -> Array:
-        """Return the elementwise maximum over the ranks. Collective."""
-        if self.size == 1:
-            return send
-        receive = np.empty_like(send)
-        self._finish(self.mpi.Iallreduce(np.ascontiguousarray(send), receive, MPI.MAX), receive.nbytes)
-        return receive
+        """Return the elementwise maximum over the ranks, not-a-number where any rank has it. Collective."""
+        # Not MPI.MAX: whether that returns not-a-number depends on the order, which differs between ranks.
+        return np.asarray(self.allgather(send).max(axis=0))
 
-    def _finish(self, request: MPI.Request, size: int) -> None:
-        """Wait for a reduction of `size` received bytes and charge it."""
+    def _finish(self, request: MPI.Request, size: int, *, reductions: int) -> None:
+        """Wait for a collective of `size` received bytes and charge it."""
         start = time.perf_counter()
         if self.wait == "spin":
             request.Wait()
         else:
-            polls, pause = 0, _FIRST_PAUSE
+            polls = 0
             while not request.Test():
                 polls += 1
                 if polls <= _YIELDS:
                     os.sched_yield()
                 else:
-                    time.sleep(pause)
-                    pause = min(2 * pause, _LONGEST_PAUSE)
-        self.log.communicated(time.perf_counter() - start, size, reductions=1)
+                    time.sleep(min(max(_FIRST_PAUSE, _OVERSLEEP * (time.perf_counter() - start)), _LONGEST_PAUSE))
+        self.log.communicated(time.perf_counter() - start, size, reductions=reductions)
 
-    # Set-up and files: pickled, rare.
+    # Set-up and files: pickled, rare; only their waiting is charged.
+
+    def _meet(self) -> None:
+        """Wait for all ranks, since pickled calls spin while they wait. Collective."""
+        if self.size > 1:
+            self._finish(self.mpi.Ibarrier(), 0, reductions=0)
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's object on every rank. Collective."""
+        self._meet()
         return self.mpi.bcast(value)
 
     def gather(self, value: Any) -> list[Any] | None:
         """Return every rank's object on rank 0, None elsewhere. Collective."""
+        self._meet()
         return self.mpi.gather(value)
 
     def agree(self, error: Exception | None) -> None:
@@ -124,57 +145,123 @@ class Communicator:
         Raises
         ------
         Exception
-            The error of the lowest rank that has one.
+            The error of the lowest rank that has one; in words, as UserError or RuntimeError, if it cannot be pickled.
         """
-        errors = self.mpi.allgather(error)
-        first = next((e for e in errors if e is not None), None)
-        if first is not None:
-            raise first
+        told = None if error is None else _portable(error)
+        self._meet()
+        for rank, first in enumerate(self.mpi.allgather(told)):
+            if first is not None:
+                # The rank that had it shows where it comes from.
+                raise first from error if rank == self.rank else None
+
+
+def _aligned(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Return an uninitialised array whose first entry lies at a multiple of _ALIGNMENT bytes."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _portable(error: Exception) -> Exception:
+    """Return the error if its copy on another rank says the same, else one that says it in words."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+        if type(copy) is type(error) and str(copy) == str(error):
+            return error
+    except Exception:  # noqa: BLE001 - whatever the error's own methods raise
+        pass
+    return UserError(str(error)) if isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+# ---- ranks and cores -------------------------------------------------------------------------------------------------
 
 
 def _oversubscribed(mpi: MPI.Intracomm) -> Wait:
     """Return how to wait: `yield` on all ranks if any node has more ranks than cores. Collective."""
+    if mpi.size == 1:
+        return "spin"
     node = mpi.Split_type(MPI.COMM_TYPE_SHARED)
-    crowded = node.size > len(os.sched_getaffinity(0))
+    # Launchers bind ranks: each may see one core only, and all of them together the whole node.
+    cores = set().union(*node.allgather(os.sched_getaffinity(0)))
+    crowded = node.size > min(len(cores), _quota())
     node.Free()
     return "yield" if mpi.allreduce(int(crowded)) else "spin"
+
+
+def _quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return how many cores' time the control groups of this process allow, as containers are limited."""
+    allowed = math.inf
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        mount = root / kinds if kinds else root
+        for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+            allowed = min(allowed, _quota_of(mount / str(group).lstrip("/")))
+    return allowed
+
+
+def _quota_of(group: Path) -> float:
+    """Return the cores of one control group: version 2 in one file, version 1 in two, -1 for no limit."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return math.inf if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+    except (OSError, ValueError):
+        return math.inf
+
+
+# ---- the end of a failed job -----------------------------------------------------------------------------------------
 
 
 def end_all_on_error() -> None:
     """Install the hook that ends the whole job when one rank fails; without it the others wait until the time limit.
 
     A `UserError` is raised on every rank together: rank 0 prints its message and all exit with status 1. Anything
-    else prints the rank's traceback and ends all ranks at once. Not collective.
+    else prints the rank's traceback and ends all ranks at once. Collective.
     """
-    sys.excepthook = _end_all
+    # A communicator of its own: on another one the last barrier would be taken for what the others wait in.
+    sys.excepthook = functools.partial(_end_all, MPI.COMM_WORLD.Dup())
 
 
-def _end_all(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    world = MPI.COMM_WORLD
+def _end_all(
+    world: MPI.Intracomm, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     together = False
-    if isinstance(error, UserError):
-        together = _all_here(world)
-        if world.rank == 0 or not together:
-            where = "" if together or world.size == 1 else f" (on rank {world.rank} only)"
-            print(f"ml2hpc: error{where}: {error}", file=sys.stderr, flush=True)
-    elif isinstance(error, KeyboardInterrupt):
-        print(f"ml2hpc: interrupted on rank {world.rank}", file=sys.stderr, flush=True)
-    else:
-        text = "".join(traceback.format_exception(kind, error, trace))
-        print(
-            f"ml2hpc: rank {world.rank} of {world.size} failed, ending all ranks\n{text}", file=sys.stderr, flush=True
-        )
-    sys.stdout.flush()
-    if world.size > 1 and not together:
-        world.Abort(1)
+    try:
+        if not isinstance(error, UserError | KeyboardInterrupt):
+            text = "".join(traceback.format_exception(kind, error, trace))
+            _say(f"ml2hpc: rank {world.rank} of {world.size} failed, ending all ranks\n{text.rstrip()}")
+            return
+        met = _all_here(world)
+        what = f"error: {error}" if isinstance(error, UserError) else "interrupted"
+        if not met:
+            _say(f"ml2hpc: rank {world.rank} of {world.size}, not all, ended with: {what}")
+        elif world.rank == 0:
+            _say(f"ml2hpc: {what}")
+        together = met and isinstance(error, UserError)  # an interrupt leaves messages on their way
+    finally:
+        if world.size > 1 and not together:
+            MPI.COMM_WORLD.Abort(1)
 
 
-def _all_here(world: MPI.Intracomm, patience: float = 1.0) -> bool:
-    """Return whether every rank reaches this point within `patience` seconds. Collective if it can be."""
+def _say(text: str) -> None:
+    """Print on standard error, after all that was printed; a closed pipe must not keep the job from ending."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _all_here(world: MPI.Intracomm) -> bool:
+    """Return whether every rank reaches this point within _PATIENCE. Collective if it can be."""
     if world.size == 1:
         return True
     request = world.Ibarrier()
-    end = time.monotonic() + patience
+    end = time.monotonic() + _PATIENCE
     while not request.Test():
         if time.monotonic() > end:
             return False

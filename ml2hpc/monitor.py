@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ml2hpc.errors import OptionsError
+from ml2hpc.errors import FileError, OptionsError
 
 _FORMATS = ("", "ascii_info", "ascii_info_detail")
 _MODES = {"": "w", "write": "w", "append": "a"}
+_begun: set[Path] = set()  # files that this job has written to; viewers of several solvers may share one
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,35 @@ class Viewer:
         return cls(file, form == "ascii_info_detail", _MODES[mode])
 
     def write(self, text: str, *, first: bool = False) -> None:
-        """Write lines to the file or to standard output. Not collective."""
+        """Write lines to the file or to standard output. Not collective.
+
+        Mode write empties a file at the job's first write to it, whichever solver makes it: an inner solver starts
+        its iterations again many times.
+
+        Parameters
+        ----------
+        first
+            Whether a new text begins; it changes nothing.
+
+        Raises
+        ------
+        FileError
+            If the file cannot be written.
+        """
         if not self.file:
             print(text, flush=True)
             return
-        with open(self.file, self.mode if first else "a") as stream:
-            stream.write(text + "\n")
+        path = Path(self.file).resolve()
+        try:
+            with path.open("a" if path in _begun else self.mode, encoding="utf-8") as stream:
+                stream.write(text + "\n")
+        except OSError as error:
+            raise FileError(f"{self.file}: cannot be written: {error.strerror}") from error
+        _begun.add(path)
 
 
 def norm_line(level: int, iteration: int, norm: float, detail: tuple[float, float] | None) -> str:
-    """Return a monitor line.
+    """Return a monitor line; `detail` holds the update norm and the objective. Not collective.
 
     >>> norm_line(1, 3, 2.5, None)
     '    3 SNES Function norm 2.500000000000e+00'
@@ -70,7 +92,7 @@ def norm_line(level: int, iteration: int, norm: float, detail: tuple[float, floa
 
 
 def reason_line(level: int, prefix: str, reason: str, iterations: int) -> str:
-    """Return the sentence of -snes_converged_reason.
+    """Return the sentence of -snes_converged_reason. Not collective.
 
     >>> reason_line(0, "", "CONVERGED_FNORM_RELATIVE", 3)
     '  Nonlinear solve converged due to CONVERGED_FNORM_RELATIVE iterations 3'
@@ -94,8 +116,8 @@ class History:
         """Append a row; the columns are those of the first."""
         if not self._rows:
             self.columns = tuple(row)
-        assert tuple(row) == self.columns, "a history has one set of columns"
-        self._rows.append(tuple(row.values()))
+        assert row.keys() == set(self.columns), "a history has one set of columns"
+        self._rows.append(tuple(row[name] for name in self.columns))
 
     def table(self) -> dict[str, NDArray[np.float64]]:
         """Return the columns as arrays of shape (rows,)."""
@@ -109,7 +131,7 @@ class History:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person reads it.
+    """Return a time as a person reads it. Not collective.
 
     >>> duration(42.4), duration(3725)
     ('42s', '1h02m')
@@ -141,6 +163,8 @@ class Progress:
         self._last = now
         left = elapsed * (1 - fraction) / fraction if fraction > 0 else math.inf
         line = f"{text}  {duration(elapsed)} elapsed, about {duration(left)} left"
+        # A line that wraps cannot be written over.
+        line = line[: shutil.get_terminal_size().columns - 1]
         self._stream.write("\r" + line.ljust(self._length))
         self._stream.flush()
         self._length = len(line)

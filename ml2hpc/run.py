@@ -128,9 +128,17 @@ class Run:
         """Return an app's options. Not collective."""
         return self.database.read(schema, stem=stem, title=title, defaults=defaults)
 
-    def solver(self, defaults: dict[str, Any]) -> SNES:
-        """Return the solver tree that the options describe. Not collective."""
-        return create(self.database, defaults=defaults)
+    def solver(self, tree: dict[str, Any], always: dict[str, Any]) -> SNES:
+        """Return the solver tree that the options describe. Not collective.
+
+        Parameters
+        ----------
+        tree
+            The app's default tree, by option name. It stands as a whole: `-snes_type` replaces all of it.
+        always
+            Defaults of the app for any tree.
+        """
+        return create(self.database, defaults=always if self.database.has("snes_type") else always | tree)
 
     def ready(self) -> None:
         """Answer -help; raise on options that nothing has read; check the output. Collective.

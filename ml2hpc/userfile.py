@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,18 +27,26 @@ def load(text: str, option: str) -> Any:
     if not separator or not place or not name:
         raise UserError(f"{option} {text}: expected file.py:name or package.module:name")
     module = _from_file(place, option, text) if place.endswith(".py") else _imported(place, option, text)
-    if not hasattr(module, name):
-        public = ", ".join(n for n in vars(module) if not n.startswith("_")) or "nothing"
-        raise UserError(f"{option} {text}: no '{name}' in {place}; it has {public}")
-    return getattr(module, name)
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        own = [n for n, v in vars(module).items() if not n.startswith("_") and _is_own(v, module)]
+        near = difflib.get_close_matches(name, own, 1)
+        hint = f", did you mean {near[0]}?" if near else f"; it has {', '.join(own) or 'nothing'}"
+        raise UserError(f"{option} {text}: no '{name}' in {place}{hint}") from error
+
+
+def _is_own(value: object, module: ModuleType) -> bool:
+    """Whether a module's name was made there, not imported."""
+    return not isinstance(value, ModuleType) and getattr(value, "__module__", module.__name__) == module.__name__
 
 
 def _from_file(place: str, option: str, text: str) -> ModuleType:
-    path = Path(place)
+    path = Path(place).resolve()
     if not path.is_file():
-        raise UserError(f"{option} {text}: there is no file {path.resolve()}")
+        raise UserError(f"{option} {text}: there is no file {path}")
     # One module per file, however it is spelt, so that it is executed once.
-    key = f"ml2hpc_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    key = f"ml2hpc_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if key in sys.modules:
         return sys.modules[key]
     spec = importlib.util.spec_from_file_location(key, path)
@@ -45,24 +55,22 @@ def _from_file(place: str, option: str, text: str) -> ModuleType:
     sys.modules[key] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a program calls sys.exit, which would end the job without a word
         del sys.modules[key]
-        raise UserError(f"{option} {text}: {path} failed: {_describe(error, path)}") from error
+        raise UserError(f"{option} {text}: {place} failed: {_describe(error, path)}") from error
     return module
 
 
 def _imported(place: str, option: str, text: str) -> ModuleType:
     try:
         return importlib.import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{option} {text}: cannot import {place}: {type(error).__name__}: {error}") from error
 
 
-def _describe(error: Exception, path: Path) -> str:
-    line = error.lineno if isinstance(error, SyntaxError) else None
-    trace = error.__traceback__
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename) == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f"{type(error).__name__}: {error}" + (f" (line {line})" if line else "")
+def _describe(error: BaseException, path: Path) -> str:
+    """Say what failed and in which line of the user's file."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return f"{type(error).__name__}: {error}" + (f" (line {lines[-1]})" if lines else "")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from ml2hpc.dm.subdomain import Subdomain
 from ml2hpc.errors import OptionsError
@@ -37,7 +39,7 @@ class Decomposition:
         """Return lines for -snes_view. Not collective."""
         o = self.options
         lines = [f"decomposition by {o.decomposition}, {o.subdomains} subdomains, overlap {o.overlap}"]
-        return lines + [f"  {k}: {s.name}, {s.block.n} unknowns" for k, s in enumerate(self.subdomains)]
+        return lines + [f"  {k}: {s.describe()}" for k, s in enumerate(self.subdomains)]
 
 
 def decompose(problem: Problem, options: Options, prefix: str) -> Decomposition:
@@ -51,47 +53,68 @@ def decompose(problem: Problem, options: Options, prefix: str) -> Decomposition:
     kind, n = options.decomposition, options.subdomains
     if kind == "samples":
         return Decomposition(options, _samples(problem, options, prefix))
-    units = {"layers": problem.layers, "tensors": problem.tensors}.get(kind) or [
-        slice(i, i + 1) for i in range(problem.space.n)
-    ]
-    if n > len(units):
+    edges = _edges(problem, kind)
+    count = len(edges) - 1
+    if n > count:
         raise OptionsError(
-            f"-{prefix}dm_subdomains {n}: there are only {len(units)} {kind} to divide; choose at most {len(units)}"
+            f"-{prefix}dm_subdomains {n}: there are only {count} {kind} to divide; choose at most {count}"
         )
     # Equal counts; what is left over goes to the last ones, so an output layer joins the last hidden one.
-    bounds = [k * (len(units) // n) + max(0, k - n + len(units) % n) for k in range(n + 1)]
-    parts = [
-        (max(a - options.overlap, 0), min(b + options.overlap, len(units)))
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
-    return Decomposition(options, _blocks(problem, kind, units, parts, bounds))
+    bounds = [k * (count // n) + max(0, k - n + count % n) for k in range(n + 1)]
+    return Decomposition(options, _blocks(problem, options, edges, bounds))
 
 
-def _blocks(
-    problem: Problem, kind: str, units: Sequence[slice], parts: Sequence[tuple[int, int]], bounds: Sequence[int]
-) -> tuple[Subdomain, ...]:
-    dtype = problem.space.dtype
-    multiplicity = torch.zeros(problem.space.n, dtype=dtype)
-    spans = [slice(units[a].start, units[b - 1].stop) for a, b in parts]
-    for span in spans:
-        multiplicity[span] += 1
+def _edges(problem: Problem, kind: str) -> Sequence[int]:
+    """Where the units that are divided begin in the vector, and its length at the end."""
+    if kind == "blocks":
+        return range(problem.space.n + 1)
+    units = problem.layers if kind == "layers" else problem.tensors
+    return [0, *(unit.stop for unit in units)]
+
+
+def _blocks(problem: Problem, options: Options, edges: Sequence[int], bounds: Sequence[int]) -> tuple[Subdomain, ...]:
+    """Subdomain k owns the units bounds[k]..bounds[k+1]-1 and sees `overlap` more on either side."""
+    kind, overlap, dtype = options.decomposition, options.overlap, problem.space.dtype
+    owned = list(pairwise(bounds))
+    seen = [(max(a - overlap, 0), min(b + overlap, len(edges) - 1)) for a, b in owned]
+    blocks = []
+    for a, b in seen:
+        name = "unknowns" if kind == "blocks" else kind
+        blocks.append(Block(slice(edges[a], edges[b]), f"{name} {a}" if b - a == 1 else f"{name} {a}-{b - 1}"))
+    weights = _partition_of_unity([b.indices for b in blocks], problem.space.n, dtype)
     found = []
-    for k, ((a, b), span) in enumerate(zip(parts, spans, strict=True)):
-        name = f"{kind} {a}" if b - a == 1 else f"{kind} {a}-{b - 1}"
+    for block, weight, (a, b) in zip(blocks, weights, owned, strict=True):
         own = torch.zeros(problem.space.n, dtype=dtype)
-        own[units[bounds[k]].start : units[bounds[k + 1] - 1].stop] = 1
-        found.append(Subdomain(name, Block(span, name), 1 / multiplicity[span], own[span]))
+        own[edges[a] : edges[b]] = 1
+        found.append(Subdomain(block.name, block, weight, own[block.indices]))
     return tuple(found)
+
+
+def _partition_of_unity(blocks: Sequence[slice | Tensor], n: int, dtype: torch.dtype) -> list[Tensor]:
+    """One over the multiplicity; the last one to see an unknown takes what is left, so that the sum is 1 exactly."""
+    multiplicity, given = torch.zeros(2, n, dtype=dtype)
+    for block in blocks:
+        multiplicity[block] += 1
+    left, weights = multiplicity.clone(), []
+    for block in blocks:
+        weights.append(torch.where(left[block] == 1, 1 - given[block], 1 / multiplicity[block]))
+        left[block] -= 1
+        given[block] += weights[-1]
+    return weights
 
 
 def _samples(problem: Problem, options: Options, prefix: str) -> tuple[Subdomain, ...]:
     n = options.subdomains
     if n > problem.samples:
-        raise OptionsError(f"-{prefix}dm_subdomains {n}: there are only {problem.samples} samples to divide")
+        raise OptionsError(
+            f"-{prefix}dm_subdomains {n}: there are only {problem.samples} samples to divide; "
+            f"choose at most {problem.samples}"
+        )
     if options.overlap:
         raise OptionsError(f"-{prefix}dm_overlap {options.overlap}: sample subdomains do not overlap; use 0")
     whole = Block(slice(0, problem.space.n), "all")
-    share = torch.full((problem.space.n,), 1.0 / n, dtype=problem.space.dtype)
+    shares = _partition_of_unity([whole.indices] * n, problem.space.n, problem.space.dtype)
     return tuple(
-        Subdomain(f"samples {k}::{n}", whole, share, share, even_rows(problem.samples, k, n)) for k in range(n)
+        Subdomain(f"samples {k}::{n}", whole, share, share, even_rows(problem.samples, k, n))
+        for k, share in enumerate(shares)
     )

@@ -23,7 +23,8 @@ class Subdomain:
     weights
         Partition of unity: factors of its correction by unknown, shape (block.n,).
     own
-        1 where the unknown belongs to this subdomain alone, else 0, shape (block.n,): restricted Schwarz.
+        1 for the unknowns that it owns, each unknown having one owner, else 0, shape (block.n,): restricted Schwarz.
+        Samples own nothing: there it is `weights`.
     rows
         The samples that it sees, shape (k,), or None for all.
     """
@@ -33,6 +34,10 @@ class Subdomain:
     weights: Tensor
     own: Tensor
     rows: Tensor | None = None
+
+    def describe(self) -> str:
+        """Return name and size, for views. Not collective."""
+        return f"{self.name}, {self.block.n} unknowns" + ("" if self.rows is None else f", {len(self.rows)} samples")
 
     def on(self, problem: Problem) -> Local:
         """Return the local problem on the ranks of `problem`. Collective there."""

@@ -6,13 +6,15 @@ import math
 
 from ml2hpc.linesearch.interface import Line, LineSearch, Result
 
+_ORDERS = {"1": "none", "2": "quadratic", "3": "cubic"}
+
 
 class Backtracking(LineSearch):
-    """Accept phi(l) <= phi(0) + alpha l phi'(0); else the minimiser of the interpolating polynomial, in [0.1, 0.5] l."""
+    """Accept phi(l) <= phi(0) + alpha l phi'(0); else take the interpolating polynomial's minimiser in [0.1, 0.5] l."""
 
     default_max_it = 40
 
-    def search(self, line: Line) -> Result:
+    def _search(self, line: Line) -> Result:
         o = self.options
         step = min(o.damping, self.maxlambda)
         before: tuple[float, float] | None = None
@@ -20,27 +22,37 @@ class Backtracking(LineSearch):
             value = line.value(step)
             if value <= line.f + o.alpha * step * line.slope:
                 return Result(step)
-            if not math.isfinite(value):
-                step, before = 0.5 * step, None
+            if math.isfinite(value):
+                factor = self._interpolate(line, step, value, before)
+                factor, before = min(max(factor, 0.1), 0.5), (step, value)
             else:
-                shorter = self._interpolate(line, step, value, before)
-                step, before = min(max(shorter, 0.1 * step), 0.5 * step), (step, value)
+                factor, before = 0.5, None
+            step *= factor
             if step < o.minlambda:
                 break
         return Result(0.0, "backtracking found no sufficient decrease")
 
     def _interpolate(self, line: Line, step: float, value: float, before: tuple[float, float] | None) -> float:
-        slope = line.slope
+        """Return the minimiser of the interpolating polynomial, as a factor t of the step.
+
+        phi(t step) = f + slope t + b t^2 + a t^3 with slope = step phi'(0); the excess over the tangent is positive.
+        """
+        slope = step * line.slope
+        excess = value - line.f - slope
         if self.options.order == "1":
-            return 0.5 * step
-        excess = value - line.f - step * slope
+            return 0.5
         if before is None or self.options.order == "2":
-            return -slope * step * step / (2 * excess)
-        last, value_last = before
-        excess_last = value_last - line.f - last * slope
-        a = (excess / step**2 - excess_last / last**2) / (step - last)
-        b = (-last * excess / step**2 + step * excess_last / last**2) / (step - last)
-        discriminant = b * b - 3 * a * slope
-        if a == 0.0:
-            return -slope / (2 * b)
-        return (-b + math.sqrt(discriminant)) / (3 * a) if discriminant > 0 else 0.5 * step
+            return -slope / (2 * excess)
+        ratio = before[0] / step  # > 1
+        excess_before = (before[1] - line.f - ratio * slope) / ratio**2
+        a = (excess - excess_before) / (1 - ratio)
+        b = (excess_before - ratio * excess) / (1 - ratio)
+        square = b * b - 3 * a * slope
+        if not 0.0 <= square < math.inf:
+            return 0.5
+        root = math.sqrt(square)
+        # Twice the same root of the derivative; each avoids a difference of nearly equal numbers.
+        return -slope / (b + root) if b > 0 else (root - b) / (3 * a)
+
+    def _details(self) -> list[str]:
+        return [f"interpolation: {_ORDERS[self.options.order]}", f"alpha={self.options.alpha:e}"]

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import math
 
-from ml2hpc.linesearch.interface import Line, LineSearch, Result, decrease
+from ml2hpc.linesearch.interface import Line, LineSearch, Result, decrease, secant_step
 
 
 class CriticalPoint(LineSearch):
     """Secant steps on phi', then halved until L falls: a critical point uphill is never taken."""
 
-    def search(self, line: Line) -> Result:
+    def _search(self, line: Line) -> Result:
         o = self.options
         old, slope_old = 0.0, line.slope
         step = min(o.damping, self.maxlambda)
         for _ in range(self.max_it):
             _, slope = line.both(step)
             if not math.isfinite(slope):
-                step *= 0.5
+                step = old + 0.5 * (step - old)
+                if not abs(step - old) > o.minlambda:
+                    break
                 continue
-            if abs(slope) <= o.rtol * abs(line.slope) or slope == slope_old:
+            if abs(slope) <= o.rtol * abs(line.slope):
                 break
-            new = step - slope * (step - old) / (slope - slope_old)
-            if new <= o.minlambda or not math.isfinite(new):
-                new = 2 * step if slope < 0 else 0.5 * step
-            new = min(new, self.maxlambda)
+            new = secant_step(old, slope_old, step, slope, o.minlambda, self.maxlambda)
             if abs(new - step) <= o.ltol * step:
                 break
             old, slope_old, step = step, slope, new

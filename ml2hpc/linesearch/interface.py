@@ -34,7 +34,7 @@ class Options:
     rtol: float = option(1e-8, "stop when the slope fell by this factor (cp, secant)", at_least=0.0)
     ltol: float = option(1e-8, "stop when the step changes by less (cp, secant)", at_least=0.0)
     roundoff: float = option(
-        1e-12, "relative noise of L below which slopes decide instead of values (wolfe)", at_least=0.0
+        1e-12, "relative noise of L, below which slopes decide instead of values (wolfe)", at_least=0.0
     )
 
 
@@ -48,6 +48,8 @@ class Result:
 
 class Line:
     """phi(lambda) = L(x - lambda y), with the points where the gradient was computed.
+
+    What is not a number, -infinity included, is returned as infinity: every comparison then says "worse".
 
     Parameters
     ----------
@@ -77,7 +79,7 @@ class Line:
         self.f = f
         self.slope = -space.dot(g, y)
         self._gradients: dict[float, tuple[float, Tensor]] = {0.0: (f, g)}
-        self.seen_finite = False  # whether L was a number at any trial
+        self.seen_finite = False  # whether all that was asked for was a number at any trial
 
     def at(self, step: float) -> Tensor:
         """Return x - step y. Not collective."""
@@ -87,25 +89,29 @@ class Line:
         """Return phi(step). Collective."""
         known = self._gradients.get(step)
         value = self._value(self.at(step)) if known is None else known[0]
-        self.seen_finite |= math.isfinite(value)
+        if not math.isfinite(value):
+            return math.inf
+        self.seen_finite = True
         return value
 
     def both(self, step: float) -> tuple[float, float]:
-        """Return phi(step) and phi'(step); not-a-number is returned as infinity. Collective."""
+        """Return phi(step) and phi'(step), infinity and not-a-number unless both are numbers. Collective."""
         value, gradient = self.gradient(step)
         slope = -self._space.dot(gradient, self.y)
-        return (value, slope) if math.isfinite(value) and math.isfinite(slope) else (math.inf, math.nan)
+        if not (math.isfinite(value) and math.isfinite(slope)):
+            return math.inf, math.nan
+        self.seen_finite = True
+        return value, slope
 
     def gradient(self, step: float) -> tuple[float, Tensor]:
         """Return L and its gradient at x - step y, computed once per step. Collective."""
         if step not in self._gradients:
             self._gradients[step] = self._both(self.at(step))
-            self.seen_finite |= math.isfinite(self._gradients[step][0])
         return self._gradients[step]
 
 
 class LineSearch(ABC):
-    """Chooses lambda > 0 such that L(x - lambda y) < L(x), except for `none`."""
+    """Chooses lambda > 0 such that L(x - lambda y) < L(x), up to the round-off of L for `wolfe`; except for `none`."""
 
     default_max_it: ClassVar[int] = 1
     default_maxlambda: ClassVar[float] = 1.0
@@ -115,16 +121,27 @@ class LineSearch(ABC):
         self.max_it = self.default_max_it if options.max_it is None else options.max_it
         self.maxlambda = self.default_maxlambda if options.maxlambda is None else options.maxlambda
 
-    @abstractmethod
     def search(self, line: Line) -> Result:
-        """Return the step. `line.slope` is negative. Collective."""
+        """Return the step, 0 with a reason if none was found; the number of evaluations is bounded. Collective."""
+        if not line.slope < 0:  # not-a-number included
+            return Result(0.0, "the direction does not descend")
+        return self._search(line)
+
+    @abstractmethod
+    def _search(self, line: Line) -> Result:
+        """Return the step; `line.slope` is negative. Collective."""
+
+    def _details(self) -> list[str]:
+        """Return lines for the options that only this type has. Not collective."""
+        return []
 
     def view(self) -> list[str]:
         """Return lines for -snes_view. Not collective."""
         o = self.options
         return [
             f"type: {o.type}",
-            f"maxlambda={self.maxlambda:e}, minlambda={o.minlambda:e}",
+            *(f"  {line}" for line in self._details()),
+            f"damping={o.damping:e}, maxlambda={self.maxlambda:e}, minlambda={o.minlambda:e}",
             f"tolerances: relative={o.rtol:e}, lambda={o.ltol:e}",
             f"maximum iterations={self.max_it}",
         ]
@@ -139,3 +156,16 @@ def decrease(line: Line, step: float, minlambda: float, tries: int = 40) -> Resu
             return Result(step)
         step *= 0.5
     return Result(0.0, "no step along the direction lowers the objective")
+
+
+def secant_step(old: float, slope_old: float, step: float, slope: float, minlambda: float, maxlambda: float) -> float:
+    """Return the root of the line through two slopes; where that is no minimum ahead, twice or half the step.
+
+    >>> secant_step(0.0, -1.0, 1.0, 3.0, 1e-12, 1.0)
+    0.25
+    """
+    curvature = (slope - slope_old) / (step - old)
+    new = step - slope / curvature if curvature > 0 else math.nan
+    if not minlambda < new < math.inf:
+        new = 2 * step if slope < 0 else 0.5 * step
+    return min(new, maxlambda)

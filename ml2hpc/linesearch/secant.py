@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from ml2hpc.linesearch.interface import Line, LineSearch, Result, decrease
+from ml2hpc.linesearch.interface import Line, LineSearch, Result, decrease, secant_step
 
 
 class Secant(LineSearch):
     """l <- l - phi'(l) (l - l_old) / (phi'(l) - phi'(l_old)), phi' by second-order one-sided differences of phi."""
 
-    def search(self, line: Line) -> Result:
+    def _search(self, line: Line) -> Result:
         o = self.options
         old, value_old = 0.0, line.f
         step = min(o.damping, self.maxlambda)
@@ -21,14 +21,13 @@ class Secant(LineSearch):
             slope = (3 * value - 4 * middle + value_old) / width
             slope_old = (-3 * value_old + 4 * middle - value) / width
             if not math.isfinite(slope - slope_old):
-                old, value_old, step = 0.0, line.f, 0.5 * step
+                step = old + 0.5 * width
+                if not abs(step - old) > o.minlambda:
+                    break
                 continue
-            if abs(slope) <= o.rtol * abs(line.slope) or slope == slope_old:
+            if abs(slope) <= o.rtol * abs(line.slope):
                 break
-            new = step - slope * width / (slope - slope_old)
-            if slope <= slope_old or new <= o.minlambda:  # no minimum of the parabola ahead
-                new = min(2 * step, self.maxlambda) if slope < 0 else 0.5 * step
-            new = min(new, self.maxlambda)
+            new = secant_step(old, slope_old, step, slope, o.minlambda, self.maxlambda)
             if abs(new - step) <= o.ltol * step:
                 break
             old, value_old, step = step, value, new

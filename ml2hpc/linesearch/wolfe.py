@@ -3,9 +3,10 @@
 Near a minimum the decrease drowns in the round-off of L and the Armijo test fails at every step. There the approximate
 Wolfe conditions of Hager and Zhang (SIAM J. Optim. 16, 2005, eq. 4.1) decide, on slopes, which keep their digits:
 
-    (2 alpha - 1) phi'(0) >= phi'(l) >= c phi'(0)   and   phi(l) <= phi(0) + eps |phi(0)|.
+    (2 alpha - 1) phi'(0) >= phi'(l) >= c phi'(0)   and   phi(l) <= phi(0) + eps |phi(0)|,
 
-The number of evaluations is bounded; the best step seen is returned when the bound is met.
+and the bracket is cut by slopes. The number of evaluations is bounded; the best step seen is returned when the bound
+is met.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 
 from ml2hpc.linesearch.interface import Line, LineSearch, Result
 
-_INSIDE = 0.05  # a trial stays this fraction of the bracket away from its ends
+_INSIDE = 0.1  # a trial stays this fraction of the bracket away from its ends
 _GROWTH = 2.0  # factor of the step while no bracket is found
+# Two trials must shrink the bracket to this, else it is halved (Moré and Thuente, ACM Trans. Math. Softw. 20, 1994).
+_SHRINK = 0.66
 
 
 @dataclass(frozen=True)
@@ -27,54 +30,81 @@ class _Trial:
 
 
 class StrongWolfe(LineSearch):
-    """phi(l) <= phi(0) + alpha l phi'(0) and |phi'(l)| <= c |phi'(0)|."""
+    """phi(l) <= phi(0) + alpha l phi'(0) and |phi'(l)| <= c |phi'(0)|.
+
+    `low` is the best point so far, the start at first, and phi descends from it towards `high`, the other end of the
+    bracket, which may be on either side.
+    """
 
     default_max_it = 25
     default_maxlambda = 1e6
 
-    def search(self, line: Line) -> Result:
+    def _search(self, line: Line) -> Result:
         start = low = _Trial(0.0, line.f, line.slope)
         high: _Trial | None = None
+        widths = [math.inf, math.inf]
         step = min(self.options.damping, self.maxlambda)
         for _ in range(self.max_it):
             trial = _Trial(step, *line.both(step))
             if self._accepts(start, trial):
                 return Result(step)
-            if self._fails(start, trial) or trial.value >= low.value:
-                high = trial
+            low, high = self._cut(start, low, high, trial)
+            if high is None:
+                step = min(_GROWTH * step, self.maxlambda)
             else:
-                if trial.slope * ((high.step if high else math.inf) - step) >= 0:
-                    high = low
-                low = trial
-            step = min(_GROWTH * step, self.maxlambda) if high is None else _between(low, high)
-            if step == low.step or (high and abs(high.step - low.step) < self.options.minlambda):
-                break
-        if low.step > 0.0 and low.value < start.value:
+                width = abs(high.step - low.step)
+                if width < self.options.minlambda:
+                    break
+                slow = width > _SHRINK * widths[0]
+                widths = [widths[1], width]
+                step = 0.5 * (low.step + high.step) if slow else _between(low, high)
+            if step in (low.step, start.step if high is None else high.step):
+                break  # no number is left between the ends, or the largest step is reached
+        flatter = self._drowned(start, low) and abs(low.slope) < abs(start.slope)
+        if low.step > 0.0 and (low.value < start.value or flatter):
             return Result(low.step)
         return Result(0.0, "no step along the direction lowers the objective")
 
-    def _fails(self, start: _Trial, trial: _Trial) -> bool:
-        return not trial.value <= start.value + self.options.alpha * trial.step * start.slope
+    def _cut(self, start: _Trial, low: _Trial, high: _Trial | None, trial: _Trial) -> tuple[_Trial, _Trial | None]:
+        """Return the ends of the part of the bracket that holds a minimum."""
+        passed = trial.slope * ((high.step if high else math.inf) - low.step) >= 0.0  # the minimum lies before trial
+        if self._drowned(start, trial):
+            return (low, trial) if passed else (trial, high)
+        if not self._descends(start, trial) or trial.value >= low.value:
+            return low, trial
+        return (trial, low) if passed else (trial, high)
+
+    def _descends(self, start: _Trial, trial: _Trial) -> bool:
+        return trial.value <= start.value + self.options.alpha * trial.step * start.slope
+
+    def _drowned(self, start: _Trial, trial: _Trial) -> bool:
+        """Whether round-off hides the decrease that is asked for, and L rose by no more than round-off."""
+        o = self.options
+        noise = o.roundoff * abs(start.value)
+        return -o.alpha * trial.step * start.slope <= noise and trial.value <= start.value + noise
 
     def _accepts(self, start: _Trial, trial: _Trial) -> bool:
         o = self.options
         if not math.isfinite(trial.value):
             return False
-        if not self._fails(start, trial) and abs(trial.slope) <= -o.curvature * start.slope:
+        if self._descends(start, trial) and abs(trial.slope) <= -o.curvature * start.slope:
             return True
-        noise = o.roundoff * abs(start.value)
-        drowned = -o.alpha * trial.step * start.slope <= noise and trial.value <= start.value + noise
-        return drowned and (2 * o.alpha - 1) * start.slope >= trial.slope >= o.curvature * start.slope
+        flat = (2 * o.alpha - 1) * start.slope >= trial.slope >= o.curvature * start.slope
+        return flat and self._drowned(start, trial)
+
+    def _details(self) -> list[str]:
+        o = self.options
+        return [f"alpha={o.alpha:e}, curvature={o.curvature:e}, roundoff={o.roundoff:e}"]
 
 
 def _between(low: _Trial, high: _Trial) -> float:
-    """Minimiser of the cubic through values and slopes at both ends (ibid. eq. 3.59), or the middle."""
+    """Minimiser of the cubic through values and slopes at both ends (ibid. eq. 3.59), kept inside, or the middle."""
     middle = 0.5 * (low.step + high.step)
     if not (math.isfinite(high.value) and math.isfinite(high.slope)):
         return middle
     d1 = low.slope + high.slope - 3 * (low.value - high.value) / (low.step - high.step)
     square = d1 * d1 - low.slope * high.slope
-    if square < 0:
+    if not 0.0 <= square < math.inf:
         return middle
     d2 = math.copysign(math.sqrt(square), high.step - low.step)
     denominator = high.slope - low.slope + 2 * d2
@@ -83,4 +113,4 @@ def _between(low: _Trial, high: _Trial) -> float:
     step = high.step - (high.step - low.step) * (high.slope + d2 - d1) / denominator
     left, right = sorted((low.step, high.step))
     margin = _INSIDE * (right - left)
-    return step if left + margin <= step <= right - margin else middle
+    return min(max(step, left + margin), right - margin)

@@ -7,7 +7,21 @@ from collections.abc import Sequence
 from ml2hpc.log.events import Event, Log
 from ml2hpc.log.work import KINDS, MEASURES, Work
 
-_RULE = "-" * 120
+_NAME = 34  # characters of an event's name with its prefix
+_RULE = "-" * 136
+_LEGEND = """\
+Count: times started; Ratio: largest over smallest of the ranks, 0.0 where the smallest is 0
+Time: wall clock, inclusive of events inside; Compute: the time without Wait; Wait: inside communication
+Mess, Bytes: sent point to point, received at all, sums over the ranks; Reduct: collective operations of one rank
+%T: share of the time of all ranks"""
+_EVENT_HEAD = f"""\
+{"Event":<{_NAME}s} {"Count":>13s} {"Time (sec)":>17s} {"Compute (sec)":>17s} {"Wait (sec)":>17s}\
+ {"Mess":>7s} {"Bytes":>7s} {"Reduct":>7s} {"%T":>3s}
+{"":{_NAME}s} {"Max":>7s} {"Ratio":>5s}{3 * f" {'Max':>10s} {'Ratio':>6s}"}"""
+_EVALUATIONS = (
+    "Evaluations: path: on the critical path, total: summed over subdomains, work: weighted by the operations spent,",
+    "where one evaluation of the whole problem counts 1",
+)
 
 
 def _ratio(values: Sequence[float]) -> float:
@@ -15,18 +29,43 @@ def _ratio(values: Sequence[float]) -> float:
     return max(values) / min(values) if min(values) > 0 else 0.0
 
 
+def _summary(name: str, values: Sequence[float], *, total: bool) -> str:
+    average = sum(values) / len(values)
+    line = f"{name:<21s} {max(values):.3e} {_ratio(values):9.3f}   {average:.3e}"
+    return f"{line}  {sum(values):.3e}" if total else line
+
+
+def _timing(values: Sequence[float]) -> str:
+    ratio = _ratio(values)
+    return f" {max(values):10.4e} " + (f"{ratio:6.1f}" if ratio < 9999.95 else f"{ratio:6.0e}")
+
+
 def _row(name: str, ranks: Sequence[Event], run: float) -> str:
+    counts = [e.count for e in ranks]
     seconds = [e.seconds for e in ranks]
+    # An event that is still open may have waited, and has no time yet.
     computing = [max(e.seconds - e.waiting, 0.0) for e in ranks]
     waiting = [e.waiting for e in ranks]
-    counts = [e.count for e in ranks]
     messages, size = sum(e.messages for e in ranks), sum(e.bytes for e in ranks)
     reductions = max(e.reductions for e in ranks)
-    share = 100.0 * max(seconds) / run if run > 0 else 0.0
+    share = 100.0 * sum(seconds) / run if run > 0 else 0.0
     return (
-        f"{name:<34s} {max(counts):7d} {_ratio(counts):4.1f} {max(seconds):10.4e} {_ratio(seconds):5.1f}"
-        f" {max(computing):10.4e} {max(waiting):10.4e} {messages:8.1e} {size:8.1e} {reductions:8d} {share:4.0f}"
+        f"{name:<{_NAME}s} {max(counts):7d} {_ratio(counts):5.1f}{_timing(seconds)}{_timing(computing)}"
+        f"{_timing(waiting)} {messages:7.1e} {size:7.1e} {reductions:7d} {share:3.0f}"
     )
+
+
+def _evaluations(work: dict[str, Work]) -> list[str]:
+    used = [kind for kind in KINDS if any(counts[kind, measure] for counts in work.values() for measure in MEASURES)]
+    width = max(map(len, ("Solver", *work)), default=0) + 1
+    width = max(width, len("(outermost)"))
+    heads = "".join(f" {kind.capitalize():>{12 * len(MEASURES) - 1}s}" for kind in used)
+    columns = "".join(f" {measure:>11s}" for _ in used for measure in MEASURES)
+    rows = [
+        f"{prefix or '(outermost)':<{width}s}" + "".join(f" {counts[k, m]:11.1f}" for k in used for m in MEASURES)
+        for prefix, counts in work.items()
+    ]
+    return [f"{'Solver':<{width}s}{heads}", f"{'':{width}s}{columns}", _RULE, *rows]
 
 
 def view(logs: Sequence[Log], work: dict[str, Work], command: str) -> str:
@@ -43,33 +82,29 @@ def view(logs: Sequence[Log], work: dict[str, Work], command: str) -> str:
     """
     names = list(dict.fromkeys(name for log in logs for name in log.events))
     times = [log.seconds for log in logs]
-    run = max(times)
     total = [log.total for log in logs]
-    waiting = [e.waiting for e in total]
     lines = [
+        " ml2hpc Performance Summary ".center(len(_RULE), "-"),
+        "",
+        f"{command} with {len(logs)} MPI process{'es' if len(logs) > 1 else ''}",
+        "",
+        f"{'':25s}Max       Max/Min     Avg       Total",
+        _summary("Time (sec):", times, total=False),
+        _summary("Waiting (sec):", [e.waiting for e in total], total=False),
+        _summary("MPI Msg Count:", [e.messages for e in total], total=True),
+        _summary("MPI Bytes:", [e.bytes for e in total], total=True),
+        _summary("MPI Reductions:", [e.reductions for e in total], total=False),
+        "",
+        _LEGEND,
         _RULE,
-        f"{command} on {len(logs)} {'rank' if len(logs) == 1 else 'ranks'}",
+        _EVENT_HEAD,
+        _RULE,
+        *(_row(name, [log.events.get(name, Event()) for log in logs], sum(times)) for name in names),
+        _RULE,
         "",
-        f"{'':25s} {'Max':>10s} {'Max/Min':>9s} {'Avg':>10s}",
-        f"{'Time (sec):':25s} {run:10.3e} {_ratio(times):9.3f} {sum(times) / len(times):10.3e}",
-        f"{'Waiting (sec):':25s} {max(waiting):10.3e} {_ratio(waiting):9.3f} {sum(waiting) / len(waiting):10.3e}",
-        f"{'MPI messages:':25s} {max(e.messages for e in total):10.3e}",
-        f"{'MPI bytes:':25s} {max(e.bytes for e in total):10.3e}",
-        f"{'MPI reductions:':25s} {max(e.reductions for e in total):10.3e}",
-        "",
-        f"{'Event':<34s} {'Count':>12s} {'Time (sec)':>16s} {'Compute':>10s} {'Wait':>10s}"
-        f" {'Mess':>8s} {'Bytes':>8s} {'Reduct':>8s} {'%T':>4s}",
-        f"{'':34s} {'Max':>7s} {'R':>4s} {'Max':>10s} {'Ratio':>5s} {'Max':>10s} {'Max':>10s}"
-        f" {'Sum':>8s} {'Sum':>8s} {'Max':>8s}",
+        *_EVALUATIONS,
+        _RULE,
+        *_evaluations(work),
         _RULE,
     ]
-    lines += [_row(name, [log.events.get(name, Event()) for log in logs], run) for name in names]
-    lines += [
-        _RULE,
-        "Evaluations: path = critical path, total = summed over subdomains, work = weighted by the operations spent",
-    ]
-    used = [k for k in KINDS if any(counts[k, "total"] or counts[k, "work"] for counts in work.values())]
-    lines.append(f"{'Solver':<16s}" + "".join(f"{k + ' ' + m:>17s}" for k in used for m in MEASURES))
-    for prefix, counts in work.items():
-        lines.append(f"{prefix or 'snes_':<16s}" + "".join(f"{counts[k, m]:17.1f}" for k in used for m in MEASURES))
-    return "\n".join([*lines, _RULE])
+    return "\n".join(line.rstrip() for line in lines)

@@ -28,7 +28,7 @@ class Work:
     """
 
     def __init__(self, counts: NDArray[np.float64] | None = None) -> None:
-        self.counts = np.zeros((len(KINDS), len(MEASURES))) if counts is None else counts.reshape(3, 3).copy()
+        self.counts = np.zeros((len(KINDS), len(MEASURES))) if counts is None else counts.reshape(len(KINDS), -1).copy()
 
     def __getitem__(self, key: tuple[str, str]) -> float:
         return float(self.counts[KINDS.index(key[0]), MEASURES.index(key[1])])
@@ -43,10 +43,14 @@ class Work:
             self.counts += part.counts
 
     def parallel(self, parts: Iterable[Work]) -> None:
-        """Add parts that ran at the same time: the longest counts for the path, all count for the totals."""
-        counts = np.stack([part.counts for part in parts])
-        self.counts[:, 1:] += counts.sum(0)[:, 1:]
-        self.counts[:, 0] += counts[np.argmax(counts[:, 1, 0]), :, 0]
+        """Add parts that ran at the same time: the longest counts for the path, all count for the totals.
+
+        The longest has the most gradients; among equals, the most Hessian actions, then objectives.
+        """
+        parts = list(parts)
+        self.counts[:, 1:] += sum(part.counts[:, 1:] for part in parts)
+        longest = max(parts, key=lambda part: [part[kind, "path"] for kind in ("gradients", "hessians", "objectives")])
+        self.counts[:, 0] += longest.counts[:, 0]
 
     def clear(self) -> None:
         """Start again from zero."""

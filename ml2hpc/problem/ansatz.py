@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,20 +11,20 @@ import torch
 from torch import Tensor
 
 from ml2hpc.errors import UserError
-from ml2hpc.problem.jet import Index, Jet, Points, RecordingJet, closure, derivatives, product
-from ml2hpc.problem.pde import PDE
+from ml2hpc.problem import guard
+from ml2hpc.problem.jet import Index, Jet, Points, RecordingJet, closure, derivatives, splits
+from ml2hpc.problem.pde import PDE, Condition
 from ml2hpc.problem.samplers import sample
-
-Factors = dict[Index, Tensor]
-"""Derivatives of a known function at points, each (fields, n)."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """weight * mean over its points of the squared residuals.
+    """factor * sum over its points of the squared residuals.
 
     Attributes
     ----------
+    factor
+        weight / n for a mean over the n points; a sample of the points carries more each.
     points, partner
         Shape (d, n); `partner` holds the other ends of periodic pairs, or is None.
     residual
@@ -33,7 +34,7 @@ class Term:
     """
 
     name: str
-    weight: float
+    factor: float
     points: Tensor
     partner: Tensor | None
     residual: Callable[..., Any]
@@ -44,10 +45,10 @@ class Term:
         """Number of points (of pairs)."""
         return self.points.shape[1]
 
-    def part(self, rows: Tensor | slice) -> Term:
-        """Return the term over some of its points."""
+    def part(self, rows: Tensor | slice, scale: float = 1.0) -> Term:
+        """Return the term over some of its points, times `scale`."""
         partner = None if self.partner is None else self.partner[:, rows]
-        return replace(self, points=self.points[:, rows], partner=partner)
+        return replace(self, factor=scale * self.factor, points=self.points[:, rows], partner=partner)
 
     def all_points(self) -> Tensor:
         """Return points and partners side by side, shape (d, n) or (d, 2 n)."""
@@ -55,57 +56,93 @@ class Term:
 
 
 class Trial:
-    """Jets of u at fixed points from jets of the network there.
+    """Jets of u at fixed points from jets of the network there: a linear map, point by point.
+
+    By Leibniz, with multi-indices, D^i u = D^i lifting + sum_(j <= i) binom(i, j) D^(i-j) distance D^j N.
 
     Parameters
     ----------
     pde
         Supplies lifting and distance.
     x
-        Points, shape (d, n).
+        Points, shape (d, n), partners included.
     indices
         Closed set of derivatives, in the engine's order.
     """
 
     def __init__(self, pde: PDE, x: Tensor, indices: tuple[Index, ...]) -> None:
-        self.pde = pde
-        self.place = {index: j for j, index in enumerate(indices)}
-        self.lifting = _known(pde, pde.lifting, x, indices) if pde.hard else None
-        self.distance = _known(pde, pde.distance, x, indices) if pde.hard else None
+        self._pde = pde
+        self._place = {index: j for j, index in enumerate(indices)}
+        self._lifting: Tensor | None = None  # (fields, jets, n)
+        self._distance: Tensor | None = None  # (fields, 1, n)
+        self._mixed: list[tuple[int, int, Tensor]] = []  # (i, j, factor of D^j N in D^i u) for j < i
+        if not pde.hard:
+            return
+        lifting, distance = _known(pde, "lifting", x, indices), _known(pde, "distance", x, indices)
+        if lifting is not None:
+            self._lifting = torch.stack([lifting[i] for i in indices], 1)
+        if distance is not None:
+            self._distance = distance[()][:, None]
+            for index in indices:
+                for left, right, times in splits(index):
+                    if left and distance[left].any():
+                        self._mixed.append((self._place[index], self._place[right], times * distance[left]))
 
-    def jets(self, network: Tensor, columns: slice) -> list[Jet]:
-        """Return one jet per field over some of the points, from network jets (fields, jets, n)."""
-        return [self._jet(network, k, columns) for k in range(len(self.pde.fields))]
+    def jets(self, network: Tensor) -> Tensor:
+        """Return the jets of u, shape (fields, jets, n), from the network's."""
+        if self._distance is None:
+            return network if self._lifting is None else network + self._lifting
+        u = network * self._distance
+        for i, j, factor in self._mixed:
+            u[:, i].addcmul_(factor, network[:, j])
+        return u if self._lifting is None else u.add_(self._lifting)
 
-    def _jet(self, network: Tensor, field: int, columns: slice) -> Jet:
-        def raw(index: Index) -> Tensor:
-            return network[field, self.place[index], columns]
+    def pull_back(self, cotangent: Tensor) -> Tensor:
+        """Return the cotangent of the network's jets, shape (fields, jets, n), from that of u's."""
+        if self._distance is None:
+            return cotangent
+        network = cotangent * self._distance
+        for i, j, factor in self._mixed:
+            network[:, j].addcmul_(factor, cotangent[:, i])
+        return network
 
+    def fields(self, u: Tensor, *, pairs: bool = False) -> list[Jet]:
+        """Return one jet per field from u's jets; with `pairs`, the fields at the points and then at their partners."""
+        planes = [field.unbind() for field in u.unbind()]
+        if not pairs:
+            return [self._jet(field) for field in planes]
+        n = u.shape[2] // 2
+        return [self._jet([p[rows] for p in field]) for rows in (slice(0, n), slice(n, None)) for field in planes]
+
+    def _jet(self, planes: Any) -> Jet:
         def lookup(index: Index) -> Tensor:
-            value = raw(index)
-            if self.distance is not None:
-                factor = self.distance
-                value = product(index, lambda i: factor[i][field, columns], raw)
-            return value if self.lifting is None else value + self.lifting[index][field, columns]
+            if index not in self._place:
+                name = "".join(self._pde.coordinates[axis] for axis in index)
+                raise UserError(
+                    f"{type(self._pde).__name__} reads the derivative '{name}' at some points only; "
+                    f"read it outside of any if, so that it is propagated"
+                )
+            value: Tensor = planes[self._place[index]]
+            return value
 
-        return Jet(self.pde.coordinates, lookup)
+        return Jet(self._pde.coordinates, lookup)
 
 
-def _known(pde: PDE, function: Callable[[Points], Any], x: Tensor, indices: Sequence[Index]) -> Factors | None:
-    """Return a function's derivatives at the points, each (fields, n); None if it returns None."""
+def _known(pde: PDE, name: str, x: Tensor, indices: tuple[Index, ...]) -> dict[Index, Tensor] | None:
+    """Return the derivatives of lifting or distance at the points, each (fields, n); None if it returns None."""
+    full_name, function = f"{type(pde).__name__}.{name}", getattr(pde, name)
 
     def stacked(y: Tensor) -> Tensor:
-        values = function(Points(pde.coordinates, y))
-        parts = values if isinstance(values, tuple) else (values,) * len(pde.fields)
-        return torch.stack([torch.as_tensor(v, dtype=y.dtype).expand(y.shape[1]) for v in parts])
+        values = guard.call(full_name, function, Points(pde.coordinates, y))
+        return guard.columns(full_name, values, len(pde.fields), y[0])
 
-    if function(_probe(pde, x)) is None:
+    if guard.call(full_name, function, Points(pde.coordinates, x[:, :1])) is None:
         return None
     return {index: value.detach() for index, value in derivatives(stacked, x, indices).items()}
 
 
 def residuals(values: Any) -> tuple[Tensor, ...]:
-    """Return a residual's value as a tuple of tensors."""
+    """Return a residual's value as a tuple of tensors. Not collective."""
     return tuple(values) if isinstance(values, tuple | list) else (values,)
 
 
@@ -113,6 +150,8 @@ def collocate(
     pde: PDE, *, n: int, n_face: int, sampler: str, seed: int, dtype: torch.dtype, weight: float
 ) -> list[Term]:
     """Return the terms of a PINN's loss on freshly drawn points, the same on every rank. Not collective.
+
+    With hard conditions, a condition that the trial function meets whatever the network is gets no term.
 
     Parameters
     ----------
@@ -126,58 +165,83 @@ def collocate(
     Raises
     ------
     UserError
-        If the user's residual or conditions fail, with the reason.
+        If the user's residual, conditions, lifting, distance or features fail, with the reason.
     """
     inside = torch.as_tensor(sample(sampler, n, pde.bounds, seed).T.copy(), dtype=dtype)
     terms = [_term(pde, "residual", 1.0, inside, None, pde.residual)]
-    # What lifting and distance impose by construction needs no term.
-    imposed = pde.hard and (
-        pde.lifting(_probe(pde, inside)) is not None or pde.distance(_probe(pde, inside)) is not None
-    )
-    for number, condition in enumerate([] if imposed else _guarded(pde, "conditions", pde.conditions)):
-        if condition.axis not in pde.coordinates or condition.end not in (0, 1):
+    Trial(pde, inside[:, :2], terms[0].indices)  # user errors before anything is computed
+    names = Counter({"residual": 1})
+    for number, condition in enumerate(_conditions(pde)):
+        here, there = _face(pde, condition, n_face, sampler, seed + 1 + number, dtype)
+        names[condition.name] += 1
+        name = condition.name if names[condition.name] == 1 else f"{condition.name}_{names[condition.name]}"
+        term = _term(pde, name, weight * condition.weight, here, there, condition.residual)
+        if not (pde.hard and _met(pde, term)):
+            terms.append(term)
+    return terms
+
+
+def _conditions(pde: PDE) -> list[Condition]:
+    name = f"{type(pde).__name__}.conditions"
+    found = guard.call(name, lambda: list(pde.conditions()))
+    for condition in found:
+        if not isinstance(condition, Condition):
+            raise UserError(f"{name} must return a list of Condition; it has {guard.describe(condition)}")
+        if condition.axis not in tuple(pde.coordinates) or condition.end not in (0, 1):
             raise UserError(
                 f"condition {condition.name}: no face {condition.axis!r} end {condition.end}; "
                 f"the coordinates are {pde.coordinates}, the ends 0 and 1"
             )
-        axis = pde.coordinates.index(condition.axis)
-        others = [b for k, b in enumerate(pde.bounds) if k != axis]
-        here = torch.empty(len(pde.bounds), n_face if others else 1, dtype=dtype)
-        if others:
-            drawn = sample(sampler, n_face, others, seed + 1 + number)
-            here[[k for k in range(len(pde.bounds)) if k != axis]] = torch.as_tensor(drawn.T.copy(), dtype=dtype)
-        here[axis] = pde.bounds[axis][condition.end]
-        there = None
-        if condition.periodic:
-            there = here.clone()
-            there[axis] = pde.bounds[axis][1 - condition.end]
-        terms.append(_term(pde, condition.name, weight * condition.weight, here, there, condition.residual))
-    return terms
+    return list(found)
 
 
-def _probe(pde: PDE, x: Tensor) -> Points:
-    return Points(pde.coordinates, x[:, :1])
+def _face(
+    pde: PDE, condition: Condition, n: int, sampler: str, seed: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Draw points on a condition's face, (d, n), and their partners on the opposite one; one point in one dimension."""
+    axis = pde.coordinates.index(condition.axis)
+    others = [k for k in range(len(pde.coordinates)) if k != axis]
+    here = torch.empty(len(pde.coordinates), n if others else 1, dtype=dtype)
+    if others:
+        here[others] = torch.as_tensor(sample(sampler, n, [pde.bounds[k] for k in others], seed).T.copy(), dtype=dtype)
+    here[axis] = pde.bounds[axis][condition.end]
+    if not condition.periodic:
+        return here, None
+    there = here.clone()
+    there[axis] = pde.bounds[axis][1 - condition.end]
+    return here, there
 
 
 def _term(
     pde: PDE, name: str, weight: float, points: Tensor, partner: Tensor | None, residual: Callable[..., Any]
 ) -> Term:
-    few = points[:, :2]
+    """Return the term; which derivatives it reads is found by trying its residual on two points."""
+    few, full_name = points[:, :2], f"{type(pde).__name__}.{name}"
     jets = [RecordingJet(pde.coordinates, few[0]) for _ in range(len(pde.fields) * (1 if partner is None else 2))]
-    for value in residuals(_guarded(pde, name, residual, Points(pde.coordinates, few), *jets)):
+    values = residuals(guard.call(full_name, residual, Points(pde.coordinates, few), *jets))
+    for value in values or (None,):
         if not isinstance(value, Tensor) or value.shape != few[0].shape:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UserError(f"{type(pde).__name__}.{name} must return one number per point, shape (n,); got {shape}")
-    return Term(name, weight, points, partner, residual, closure(set().union(*(j.read for j in jets))))
+            raise UserError(f"{full_name} must return one number per point, shape (n,); got {guard.describe(value)}")
+    read = set().union(*(jet.read for jet in jets))
+    if not read:
+        raise UserError(f"{full_name} does not depend on {', '.join(pde.fields)}: there is nothing to train")
+    return Term(name, weight / points.shape[1], points, partner, residual, closure(read))
 
 
-def _guarded(pde: PDE, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call user code; turn its exception into one clear error that says where it happened."""
-    try:
-        return function(*arguments)
-    except Exception as error:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
-        raise UserError(f"{type(pde).__name__}.{name} failed: {type(error).__name__}: {error} ({where})") from error
+def _met(pde: PDE, term: Term) -> bool:
+    """Tell whether the trial function meets a condition whatever the network is: tried on a random one, in float64."""
+    x = term.all_points().to(torch.float64)
+    generator = torch.Generator().manual_seed(0)
+
+    def network(y: Tensor) -> Tensor:
+        features = guard.call(f"{type(pde).__name__}.features", pde.features, y)
+        weight = torch.randn(len(pde.fields), len(features), dtype=y.dtype, generator=generator)
+        return torch.sin(weight @ features + 1.0)
+
+    found = derivatives(network, x, term.indices)
+    trial = Trial(pde, x, term.indices)
+    u = trial.jets(torch.stack([found[i].detach() for i in term.indices], 1))
+    fields = trial.fields(u, pairs=term.partner is not None)
+    values = residuals(term.residual(Points(pde.coordinates, x[:, : term.n]), *fields))
+    largest = max(float(value.abs().max()) for value in values)
+    return largest <= 1e-10 * (1.0 + float(u.abs().max()))  # rounding of u, some digits to spare

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ml2hpc.problem.engine import Batch, Cost, Engine
+from ml2hpc.problem.engine import Batch, Engine
+from ml2hpc.problem.interface import Cost
 from ml2hpc.problem.jet import derivatives
 
 

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ml2hpc.problem.interface import Cost
 from ml2hpc.problem.jet import Index, closure, derivatives
 from ml2hpc.vec import Layout
 
@@ -37,14 +38,6 @@ class Window:
     def of(cls, layout: Layout, first: int, last: int) -> Window:
         """Return the window of layers first..last-1."""
         return cls(first, last, layout.layers[first].start, layout.layers[last - 1].stop)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Floating-point operations per point of one objective and of one objective with gradient."""
-
-    objective: float
-    gradient: float
 
 
 class Batch:
@@ -109,11 +102,14 @@ class Engine(ABC, Generic[B]):
 
     @abstractmethod
     def reverse(self, parameters: Tensor, batch: B, cotangent: Tensor, out: Tensor) -> None:
-        """Write the gradient of <cotangent, jets> over `out`, shape (window.stop - window.start,)."""
+        """Write the gradient of <cotangent, jets> over `out`, shape (window.stop - window.start,).
+
+        The jets are those of the latest `forward`, which had the same arguments.
+        """
 
     @abstractmethod
     def differentiable(self, parameters: Tensor, batch: B) -> Tensor:
-        """Return the jets, shape (outputs, jets, n), as a graph on `parameters` for higher derivatives."""
+        """Return the jets, shape (outputs, jets, n), as a graph on the window's parameters for higher derivatives."""
 
     @abstractmethod
     def cost(self) -> Cost:

@@ -9,14 +9,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from ml2hpc.comm import Communicator
 from ml2hpc.errors import UnsupportedError
-from ml2hpc.problem.engine import Cost
 from ml2hpc.vec import Replicated, Sharded, VectorSpace
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of one objective and of one objective with gradient."""
+
+    objective: float
+    gradient: float
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Block:
     Attributes
     ----------
     indices
-        A slice or a sorted index tensor (n_block,) into the problem's vector.
+        A slice with start and stop, or a sorted index tensor (n_block,), into the problem's vector.
     name
         Such as "layers 0-1", for views.
     """
@@ -142,7 +150,7 @@ class Restriction(Problem):
         self.space = Replicated(block.n, parent.space.dtype)
         self.samples = parent.samples
         self.layers = self.tensors = (slice(0, block.n),)
-        self._full = parent.space.zeros()
+        self._full = torch.zeros(parent.space.n, dtype=parent.space.dtype)
 
     def rebase(self, x: Tensor) -> Tensor:
         """Freeze the unknowns outside the block at x, shape (parent.space.n,); return the block's own. Collective."""
@@ -150,31 +158,41 @@ class Restriction(Problem):
         return x[self.block.indices].clone()
 
     def embed(self, t: Tensor) -> Tensor:
-        """Return the full vector with the block set to t; valid until the next call."""
+        """Return the whole vector (parent.space.n,) with the block set to t; valid until the next call."""
         self._full[self.block.indices] = t
         return self._full
 
     def objective(self, x: Tensor) -> float:
-        return self.parent.objective(self.embed(x))
+        return self.parent.objective(self.parent.space.local(self.embed(x)))
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        value, gradient = self.parent.value_and_gradient(self.embed(x))
-        return value, gradient[self.block.indices]
+        space = self.parent.space
+        value, gradient = self.parent.value_and_gradient(space.local(self.embed(x)))
+        return value, space.gather(gradient)[self.block.indices]
 
     def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        space = self.parent.space
         direction = torch.zeros_like(self._full)
         direction[self.block.indices] = v
-        return self.parent.hessian_action(self.embed(x), direction)[self.block.indices]
+        action = self.parent.hessian_action(space.local(self.embed(x)), space.local(direction))
+        return space.gather(action)[self.block.indices]
 
     @property
     def cost(self) -> Cost:
         return self.parent.cost
 
     def on(self, comm: Communicator) -> Restriction:
-        return self.parent.on(comm).restrict(self.block)
+        return self._again(self.parent.on(comm))
 
     def sample(self, rows: Tensor) -> Restriction:
-        restricted = self.parent.sample(rows).restrict(self.block)
+        return self._again(self.parent.sample(rows))
+
+    def terms(self, x: Tensor) -> dict[str, float]:
+        return self.parent.terms(self.parent.space.local(self.embed(x)))
+
+    def _again(self, parent: Problem) -> Restriction:
+        """The same restriction of another problem, frozen at the same point."""
+        restricted = parent.restrict(self.block)
         restricted.rebase(self._full)
         return restricted
 
@@ -215,6 +233,9 @@ class Shifted(_Wrapped):
         value, gradient = self.inner.value_and_gradient(x)
         return value + self.space.dot(self.slope, x), gradient + self.slope
 
+    def terms(self, x: Tensor) -> dict[str, float]:
+        return {**self.inner.terms(x), "shift": self.space.dot(self.slope, x)}
+
     def on(self, comm: Communicator) -> Shifted:
         return Shifted(self.inner.on(comm), self.slope)
 
@@ -239,6 +260,9 @@ class ShardedProblem(_Wrapped):
     def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
         return self.space.local(self.inner.hessian_action(self.space.gather(x), self.space.gather(v))).clone()
 
+    def terms(self, x: Tensor) -> dict[str, float]:
+        return self.inner.terms(self.space.gather(x))
+
     def on(self, comm: Communicator) -> Problem:
         """Return the problem with whole vectors on other ranks: a subdomain's vectors are small."""
         return self.inner.on(comm)
@@ -250,6 +274,53 @@ class ShardedProblem(_Wrapped):
         return self.inner.restrict(block)
 
 
+class Span(Problem):
+    """L on the span of a few directions: a -> L(x + sum_k a_k d_k). Subspace minimisation is solving it.
+
+    Parameters
+    ----------
+    x, directions
+        Where the span is attached, and the d_k, each of shape (n_local,).
+    """
+
+    def __init__(self, parent: Problem, x: Tensor, directions: Sequence[Tensor]) -> None:
+        self.parent = parent
+        self.x = x
+        self.directions = torch.stack(list(directions))
+        self.comm = parent.comm
+        self.space = Replicated(len(self.directions), x.dtype)
+        self.samples = parent.samples
+        self.layers = self.tensors = (slice(0, len(self.directions)),)
+
+    def at(self, a: Tensor) -> Tensor:
+        """Return x + sum_k a_k d_k, shape (n_local,). Not collective."""
+        return torch.addmv(self.x, self.directions.T, a)
+
+    def project(self, g: Tensor) -> Tensor:
+        """Return the derivatives along the directions, shape (k,), from a gradient (n_local,). Collective."""
+        return self.parent.space.mdot(self.directions, g)
+
+    def objective(self, x: Tensor) -> float:
+        return self.parent.objective(self.at(x))
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        value, gradient = self.parent.value_and_gradient(self.at(x))
+        return value, self.project(gradient)
+
+    def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.project(self.parent.hessian_action(self.at(x), self.directions.T @ v))
+
+    @property
+    def cost(self) -> Cost:
+        return self.parent.cost
+
+    def on(self, comm: Communicator) -> Problem:
+        raise UnsupportedError("a span lives where its directions are")
+
+    def sample(self, rows: Tensor) -> Span:
+        return Span(self.parent.sample(rows), self.x, list(self.directions))
+
+
 def even_rows(samples: int, part: int, parts: int) -> Tensor:
     """Return the sample numbers of one of `parts` interleaved equal shares."""
     return torch.arange(part, samples, parts)
@@ -257,5 +328,4 @@ def even_rows(samples: int, part: int, parts: int) -> Tensor:
 
 def slices(lengths: Sequence[int]) -> tuple[slice, ...]:
     """Return consecutive slices of the given lengths."""
-    ends = torch.tensor(list(lengths)).cumsum(0).tolist()
-    return tuple(slice(b - n, b) for n, b in zip(lengths, ends, strict=True))
+    return tuple(slice(end - n, end) for n, end in zip(lengths, accumulate(lengths), strict=True))

@@ -6,6 +6,7 @@ running it once on `RecordingJet`s, so only those are propagated through the net
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, combinations
 from math import comb
@@ -58,25 +59,28 @@ class Jet:
         return function(*(_plain(a) for a in args), **{k: _plain(a) for k, a in (kwargs or {}).items()})
 
     def __add__(self, other: Any) -> Tensor:
-        return self.value + _plain(other)
+        return _apply(operator.add, self, other)
 
     def __sub__(self, other: Any) -> Tensor:
-        return self.value - _plain(other)
+        return _apply(operator.sub, self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return _plain(other) - self.value
+        return _apply(operator.sub, other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return self.value * _plain(other)
+        return _apply(operator.mul, self, other)
 
     def __truediv__(self, other: Any) -> Tensor:
-        return self.value / _plain(other)
+        return _apply(operator.truediv, self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return _plain(other) / self.value
+        return _apply(operator.truediv, other, self)
 
-    def __pow__(self, power: float) -> Tensor:
-        return self.value**power
+    def __pow__(self, power: Any) -> Tensor:
+        return _apply(operator.pow, self, power)
+
+    def __rpow__(self, base: Any) -> Tensor:
+        return _apply(operator.pow, base, self)
 
     def __neg__(self) -> Tensor:
         return -self.value
@@ -85,7 +89,15 @@ class Jet:
     __rmul__ = __mul__
 
 
+def _apply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Tensor:
+    result: Tensor = function(_plain(left), _plain(right))
+    return result
+
+
 def _plain(value: Any) -> Any:
+    """Jets replaced by their values, also inside a list as `torch.stack` takes it."""
+    if type(value) in (list, tuple):
+        return type(value)(_plain(v) for v in value)
     return value.value if isinstance(value, Jet) else value
 
 
@@ -110,7 +122,7 @@ class Points:
         self.all = all_
 
     def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("_") or name not in self._coordinates:
+        if len(name) != 1 or name not in self._coordinates:
             raise AttributeError(f"no coordinate '{name}': the coordinates are {', '.join(self._coordinates)}")
         return self.all[self._coordinates.index(name)]
 
@@ -125,19 +137,12 @@ def closure(indices: Iterable[Index]) -> tuple[Index, ...]:
     return tuple(sorted({(), *every}, key=lambda i: (len(i), i)))
 
 
-def product(index: Index, left: Callable[[Index], Tensor], right: Callable[[Index], Tensor]) -> Tensor:
-    """Return the derivative `index` of a product from its factors' derivatives (Leibniz), shape (n,)."""
-    total: Tensor | None = None
-    for part, rest, times in _splits(index):
-        term = left(part) * right(rest)
-        term = term if times == 1 else times * term
-        total = term if total is None else total + term
-    assert total is not None
-    return total
+def splits(index: Index) -> list[tuple[Index, Index, int]]:
+    """Return all ways to share the derivatives of `index` between two factors, with their multiplicities (Leibniz).
 
-
-def _splits(index: Index) -> Sequence[tuple[Index, Index, int]]:
-    """All ways to share the derivatives of `index` between two factors, with their multiplicities."""
+    >>> splits((0, 0))
+    [((), (0, 0), 1), ((0,), (0,), 2), ((0, 0), (), 1)]
+    """
     ways: list[tuple[Index, Index, int]] = [((), (), 1)]
     for axis in sorted(set(index)):
         m = index.count(axis)

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ml2hpc.errors import UnsupportedError
-from ml2hpc.problem.engine import Batch, Cost, Engine, Features, Window
+from ml2hpc.problem.engine import Batch, Engine, Features, Window
+from ml2hpc.problem.interface import Cost
 from ml2hpc.problem.jet import Index
-from ml2hpc.problem.network import SLOPE, DenseLayer, DenseNetwork
+from ml2hpc.problem.network import SLOPE, DenseNetwork
 from ml2hpc.vec import Layout
 
 
@@ -36,28 +37,42 @@ class JetBatch(Batch):
         self.below: Tensor | None = None  # (width, jets * n), once frozen
 
 
-@dataclass
-class _Workspace:
-    """Buffers for one batch length; lists by hidden layer."""
+class _Jets:
+    """A buffer of jets (width, jets, n) with its views: as one matrix, jet by jet, and all but the value."""
 
-    z: list[Tensor]  # (width, jets, n)
-    y: list[Tensor]
-    first: list[Tensor]  # (width, n)
-    second: list[Tensor]
-    g: Tensor  # (width, jets, n)
-    gz: Tensor
-    a: Tensor  # (width, n), scratch
-    b: Tensor
-    c: Tensor
+    def __init__(self, width: int, jets: int, n: int, dtype: torch.dtype) -> None:
+        self.all = torch.zeros(width, jets, n, dtype=dtype)
+        self.matrix = self.all.view(width, jets * n)
+        self.each = self.all.unbind(1)
+        self.slopes = self.all[:, 1:]
+
+
+class _Hidden:
+    """What a hidden layer keeps for the reverse pass: jets of z and y = sigma(z); sigma' and sigma'', (width, n)."""
+
+    def __init__(self, width: int, jets: int, n: int, dtype: torch.dtype) -> None:
+        self.z, self.y = (_Jets(width, jets, n, dtype) for _ in range(2))
+        self.first, self.second = (torch.zeros(width, n, dtype=dtype) for _ in range(2))
+        self.first_of_all = self.first[:, None]  # broadcasts over the jets
+
+
+class _Workspace:
+    """Buffers for one batch length, made once: on small networks a view costs as much as the work on it."""
+
+    def __init__(self, layers: int, width: int, jets: int, n: int, dtype: torch.dtype) -> None:
+        self.hidden = [_Hidden(width, jets, n, dtype) for _ in range(layers)]
+        self.g, self.gz = (_Jets(width, jets, n, dtype) for _ in range(2))
+        self.slopes, self.squares, self.part = (torch.zeros(width, n, dtype=dtype) for _ in range(3))
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's matrices with the slope folded in, and where its parameters are in the flat vector."""
+    """A layer's matrices and where its parameters are in the flat vector."""
 
     weight: Tensor  # (out, in), k W
-    bias: Tensor  # (out,), k b
-    slope: float | None  # k
+    bias: Tensor  # (out, 1), k b
+    plain: tuple[Tensor, Tensor]  # W, b
+    slope: Tensor | None  # (), k
     residual: bool
     start: int
 
@@ -80,18 +95,14 @@ class JetsEngine(Engine[JetBatch]):
             raise UnsupportedError("the jets engine propagates dense networks only; use -pinn_engine autograd")
         if any(len(i) > 2 for i in self.indices):
             raise UnsupportedError("the jets engine carries derivatives up to order 2; use -pinn_engine autograd")
-        self._place = {index: j for j, index in enumerate(self.indices)}
-        self._firsts = sum(len(i) == 1 for i in self.indices)
-        self._seconds = [(self._place[i], self._place[i[:1]], self._place[i[1:]]) for i in self.indices if len(i) == 2]
+        place = {index: j for j, index in enumerate(self.indices)}
+        self._seconds = [(place[i], place[i[:1]], place[i[1:]]) for i in self.indices if len(i) == 2]
         self._spaces: dict[int, _Workspace] = {}
-
-    @property
-    def _jets(self) -> int:
-        return len(self.indices)
+        self._layers: list[_Layer] = []  # of the latest forward
 
     @property
     def _hidden(self) -> int:
-        return len(self.network.layers) - 1
+        return len(self.network.stack) - 1
 
     def batch(self, x: Tensor) -> JetBatch:
         jets = self.feature_jets(x)
@@ -99,64 +110,55 @@ class JetsEngine(Engine[JetBatch]):
 
     def freeze(self, parameters: Tensor, batch: JetBatch) -> None:
         first = self.window.first
-        if first == 0:
-            return
-        space = self._space(batch.x.shape[1])
-        y = self._propagate(self._matrices(parameters), batch.features, 0, min(first, self._hidden), space)
-        batch.below = y.clone() if batch.below is None else batch.below.copy_(y)
+        if first > 0:
+            y = self._propagate(self._matrices(parameters), batch.features, 0, first, self._space(batch))
+            batch.below = y.clone() if batch.below is None else batch.below.copy_(y)
 
     def forward(self, parameters: Tensor, batch: JetBatch, *, reverse: bool) -> Tensor:
-        layers = self._matrices(parameters)
-        space = self._space(batch.x.shape[1])
-        y = self._propagate(layers, self._entering(batch), self.window.first, self._hidden, space)
-        outputs = (layers[-1].weight @ y).view(-1, self._jets, batch.x.shape[1])
-        outputs[:, 0] += layers[-1].bias[:, None]
+        self._layers = self._matrices(parameters)
+        y = self._propagate(self._layers, self._entering(batch), self.window.first, self._hidden, self._space(batch))
+        last = self._layers[-1]
+        outputs = torch.mm(last.weight, y).view(len(last.weight), len(self.indices), -1)
+        outputs[:, 0] += last.bias
         return outputs
 
     def reverse(self, parameters: Tensor, batch: JetBatch, cotangent: Tensor, out: Tensor) -> None:
-        layers = self._matrices(parameters)
-        space = self._space(batch.x.shape[1])
+        layers, space, hidden = self._layers, self._space(batch), self._hidden
         first, last = self.window.first, self.window.last
-        hidden = self._hidden
-        flat = (self.network.options.width, -1)
+        g, gz = space.g.matrix, space.gz
+
+        def below(k: int) -> Tensor:
+            return self._entering(batch) if k == first else space.hidden[k - 1].y.matrix
+
         rows = cotangent.reshape(len(cotangent), -1)
-        top = space.y[hidden - 1].view(flat) if first < hidden else self._entering(batch)
         if last > hidden:
-            self._parameter_gradient(layers[hidden], rows, cotangent[:, 0], top, out)
-        if first == hidden:
-            return
-        g, gz = space.g.view(flat), space.gz.view(flat)
-        torch.mm(layers[hidden].weight.T, rows, out=g)
+            self._parameter_gradient(layers[hidden], rows, cotangent[:, 0], below(hidden), out)
+        if first < hidden:
+            torch.mm(layers[hidden].weight.T, rows, out=g)
         for k in range(hidden - 1, first - 1, -1):
-            self._activation_reverse(space, k)
+            self._activation_reverse(space.hidden[k], space)
             if k < last:
-                below = self._entering(batch) if k == first else space.y[k - 1].view(flat)
-                self._parameter_gradient(layers[k], gz, space.gz[:, 0], below, out)
-            if k > first:
-                if layers[k].residual:
-                    g.addmm_(layers[k].weight.T, gz)
-                else:
-                    torch.mm(layers[k].weight.T, gz, out=g)
+                self._parameter_gradient(layers[k], gz.matrix, gz.each[0], below(k), out)
+            if k > first and layers[k].residual:
+                g.addmm_(layers[k].weight.T, gz.matrix)
+            elif k > first:
+                torch.mm(layers[k].weight.T, gz.matrix, out=g)
 
     def differentiable(self, parameters: Tensor, batch: JetBatch) -> Tensor:
-        n = batch.x.shape[1]
-        y = batch.features
-        *hidden, last = self._matrices(parameters, fold=False)
+        y = self._entering(batch)
+        *hidden, last = self._matrices(parameters)[self.window.first :]
         for layer in hidden:
-            z = (layer.weight @ y).view(-1, self._jets, n)
-            z = torch.cat([z[:, :1] + layer.bias[:, None, None], z[:, 1:]], 1)
-            new = self._activate(z).view(len(z), -1)
+            new = self._activate(self._affine(layer, y)).view(len(layer.weight), -1)
             y = y + new if layer.residual else new
-        outputs = (last.weight @ y).view(-1, self._jets, n)
-        return torch.cat([outputs[:, :1] + last.bias[:, None, None], outputs[:, 1:]], 1)
+        return self._affine(last, y)
 
     def cost(self) -> Cost:
         # Products only, as in reference figures of partial evaluation: forward from the window up, reverse down to
         # it, weight gradients inside it.
         def sweep(layers: range) -> float:
-            return sum(2.0 * self.network.layers[k].weight.numel() * self._jets for k in layers)
+            return sum(2.0 * self.network.stack[k].weight.numel() * len(self.indices) for k in layers)
 
-        depth, first, last = len(self.network.layers), self.window.first, self.window.last
+        depth, first, last = len(self.network.stack), self.window.first, self.window.last
         forward = sweep(range(first, depth))
         backward = sweep(range(first + 1, depth))
         weights = sweep(range(first, last))
@@ -170,99 +172,71 @@ class JetsEngine(Engine[JetBatch]):
         assert batch.below is not None, "freeze comes first"
         return batch.below
 
-    def _matrices(self, parameters: Tensor, *, fold: bool = True) -> list[_Layer]:
+    def _matrices(self, parameters: Tensor) -> list[_Layer]:
         """The layers' matrices; views of `parameters` unless a slope is folded in."""
         views = self.layout.views(parameters)
         found = []
-        for k, module in enumerate(self.network.layers):
-            assert isinstance(module, DenseLayer)
-            weight, bias = views[f"layers.{k}.weight"], views[f"layers.{k}.bias"]
+        for k, module in enumerate(self.network.stack):
+            weight, bias = plain = views[f"layers.{k}.weight"], views[f"layers.{k}.bias"]
             slope = None
             if module.slope is not None:
-                factor = SLOPE * views[f"layers.{k}.slope"]
-                weight, bias = factor * weight, factor * bias
-                slope = float(factor.detach()) if fold else None
-            found.append(_Layer(weight, bias, slope, module.residual, self.layout.layers[k].start))
+                slope = SLOPE * views[f"layers.{k}.slope"]
+                weight, bias = slope * weight, slope * bias
+            found.append(_Layer(weight, bias[:, None], plain, slope, module.residual, self.layout.layers[k].start))
         return found
 
-    def _space(self, n: int) -> _Workspace:
+    def _space(self, batch: JetBatch) -> _Workspace:
+        n = batch.x.shape[1]
         if n not in self._spaces:
-            width, dtype = self.network.options.width, self.network.layers[0].weight.dtype
-
-            def jets() -> Tensor:
-                return torch.zeros(width, self._jets, n, dtype=dtype)
-
-            def plain() -> Tensor:
-                return torch.zeros(width, n, dtype=dtype)
-
-            layers = range(self._hidden)
-            self._spaces[n] = _Workspace(
-                z=[jets() for _ in layers],
-                y=[jets() for _ in layers],
-                first=[plain() for _ in layers],
-                second=[plain() for _ in layers],
-                g=jets(),
-                gz=jets(),
-                a=plain(),
-                b=plain(),
-                c=plain(),
-            )
+            width = self.network.options.width
+            self._spaces[n] = _Workspace(self._hidden, width, len(self.indices), n, batch.x.dtype)
         return self._spaces[n]
 
     def _propagate(self, layers: list[_Layer], y: Tensor, first: int, last: int, space: _Workspace) -> Tensor:
         """Carry jets y (features, jets * n) through hidden layers first..last-1; keep what the reverse pass needs."""
-        for k in range(first, last):
-            layer, z, new = layers[k], space.z[k], space.y[k]
-            flat = z.view(len(z), -1)
-            torch.mm(layer.weight, y, out=flat)
-            z[:, 0].add_(layer.bias[:, None])
-            self._activation(space, k)
-            new_flat = new.view(len(z), -1)
+        for layer, kept in zip(layers[first:last], space.hidden[first:last], strict=True):
+            torch.mm(layer.weight, y, out=kept.z.matrix)
+            kept.z.each[0].add_(layer.bias)
+            self._activation(kept, space)
             if layer.residual:
-                new_flat.add_(y)
-            y = new_flat
+                kept.y.matrix.add_(y)
+            y = kept.y.matrix
         return y
 
-    def _activation(self, space: _Workspace, k: int) -> None:
-        z, y, first = space.z[k], space.y[k], space.first[k]
-        self.network.activation.fill(z[:, 0], y[:, 0], first, space.second[k] if self._jets > 1 else None)
-        if self._jets > 1:
-            torch.mul(z[:, 1:], first[:, None], out=y[:, 1:])
-        for ik, i, j in self._seconds:
-            torch.mul(z[:, i], z[:, j], out=space.a)
-            y[:, ik].addcmul_(space.a, space.second[k])
+    def _activation(self, kept: _Hidden, space: _Workspace) -> None:
+        z, y = kept.z.each, kept.y.each
+        self.network.activation.fill(z[0], y[0], kept.first, kept.second if len(z) > 1 else None)
+        if len(z) > 1:
+            torch.mul(kept.z.slopes, kept.first_of_all, out=kept.y.slopes)
+        for ik, i, k in self._seconds:
+            y[ik].addcmul_(torch.mul(z[i], z[k], out=space.part), kept.second)
 
-    def _activation_reverse(self, space: _Workspace, k: int) -> None:
-        z, first, second, g, gz = space.z[k], space.first[k], space.second[k], space.g, space.gz
-        torch.mul(g, first[:, None], out=gz)
-        if self._jets == 1:
+    def _activation_reverse(self, kept: _Hidden, space: _Workspace) -> None:
+        z, g, gz = kept.z.each, space.g.each, space.gz.each
+        torch.mul(space.g.all, kept.first_of_all, out=space.gz.all)
+        if len(z) == 1:
             return
-        slopes = torch.mul(g[:, 1], z[:, 1], out=space.a)
-        for j in range(2, self._jets):
-            slopes.addcmul_(g[:, j], z[:, j])
-        slopes.mul_(second)
+        torch.mul(g[1], z[1], out=space.slopes)
+        for g_j, z_j in zip(g[2:], z[2:], strict=True):
+            space.slopes.addcmul_(g_j, z_j)
+        gz[0].addcmul_(space.slopes, kept.second)
         if self._seconds:
-            self._curvature_reverse(space, k, slopes)
-        gz[:, 0].add_(slopes)
+            self._curvature_reverse(kept, space)
 
-    def _curvature_reverse(self, space: _Workspace, k: int, slopes: Tensor) -> None:
-        """Add the parts that come from sigma'' z_i z_k: to the first jets' cotangents and to `slopes`."""
-        z, g, gz, second = space.z[k], space.g, space.gz, space.second[k]
-        squares, part = space.b, space.c
-        for number, (ik, i, j) in enumerate(self._seconds):
-            torch.mul(g[:, ik], second, out=part)
-            if i == j:
-                gz[:, i].addcmul_(part, z[:, i], value=2.0)
-            else:
-                gz[:, i].addcmul_(part, z[:, j])
-                gz[:, j].addcmul_(part, z[:, i])
-            torch.mul(z[:, i], z[:, j], out=part)
+    def _curvature_reverse(self, kept: _Hidden, space: _Workspace) -> None:
+        """Add the parts that come from sigma'' z_i z_k to the cotangents of z and of its first derivatives."""
+        z, g, gz, part = kept.z.each, space.g.each, space.gz.each, space.part
+        for number, (ik, i, k) in enumerate(self._seconds):
+            torch.mul(g[ik], z[k], out=part)
             if number == 0:
-                torch.mul(part, g[:, ik], out=squares)
+                torch.mul(part, z[i], out=space.squares)
             else:
-                squares.addcmul_(part, g[:, ik])
-        self.network.activation.third(z[:, 0], space.first[k], part)
-        slopes.addcmul_(part, squares)
+                space.squares.addcmul_(part, z[i])
+            gz[i].addcmul_(part, kept.second, value=2.0 if i == k else 1.0)
+            if i != k:
+                gz[k].addcmul_(torch.mul(g[ik], z[i], out=part), kept.second)
+        self.network.activation.third(z[0], kept.first, part)
+        gz[0].addcmul_(part, space.squares)
 
     def _parameter_gradient(self, layer: _Layer, gz: Tensor, gz_value: Tensor, below: Tensor, out: Tensor) -> None:
         """Write dW, db and, with an adaptive slope, da into `out` from cotangents gz (out, jets * n)."""
@@ -273,23 +247,29 @@ class JetsEngine(Engine[JetBatch]):
         torch.mm(gz, below.T, out=weight)
         torch.sum(gz_value, 1, out=bias)
         if layer.slope is not None:
-            # d/dk of k (W y + b), through the folded matrices kW and kb.
-            change = ((weight * layer.weight).sum() + (bias * layer.bias).sum()) / layer.slope
+            # Of z = k (W y + b): dL/dk from the derivatives with respect to kW and kb, before they turn into dW and db.
+            change = torch.vdot(weight.reshape(-1), layer.plain[0].reshape(-1)) + torch.vdot(bias, layer.plain[1])
             out[start + rows * columns + rows] = SLOPE * change
             weight.mul_(layer.slope)
             bias.mul_(layer.slope)
 
+    # The same jets as a graph, for second derivatives in the parameters. ------------------------------------------
+
+    def _affine(self, layer: _Layer, y: Tensor) -> Tensor:
+        """The jet of k (W y + b), (out, jets, n), from jets y (in, jets * n)."""
+        z = torch.mm(layer.weight, y).view(len(layer.weight), len(self.indices), -1)
+        return torch.cat([z[:, :1] + layer.bias[:, None], z[:, 1:]], 1)
+
     def _activate(self, z: Tensor) -> Tensor:
-        """The jet of sigma at z (width, jets, n), differentiable."""
-        value = self.network.activation.value(z[:, 0])
-        first, second = value, value
-        if self._jets > 1:
-            (first,) = torch.autograd.grad(value.sum(), z, create_graph=True)
-            (second,) = torch.autograd.grad(first.sum(), z, create_graph=True, materialize_grads=True)
-            first, second = first[:, 0], second[:, 0]
+        """The jet of sigma at z (width, jets, n)."""
+        inner = z[:, 0]
+        value = self.network.activation.value(inner)
         parts = [value]
-        for j in range(1, 1 + self._firsts):
-            parts.append(first * z[:, j])
-        for ik, i, j in self._seconds:
-            parts.append(first * z[:, ik] + second * z[:, i] * z[:, j])
+        if len(self.indices) > 1:
+            (first,) = torch.autograd.grad(value.sum(), inner, create_graph=True)
+            parts += [first * z[:, j] for j in range(1, len(self.indices))]
+        if self._seconds:
+            (second,) = torch.autograd.grad(first.sum(), inner, create_graph=True)
+            for ik, i, k in self._seconds:
+                parts[ik] = parts[ik] + second * z[:, i] * z[:, k]
         return torch.stack(parts, 1)

@@ -7,6 +7,7 @@ k_l = 1, or k_l = 10 a_l with a_l trained (adaptive slope, started at 1/10). Out
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -56,6 +57,8 @@ class DenseLayer(nn.Module):
 class DenseNetwork(nn.Module):
     """A feature-major network: inputs (features, n), outputs (outputs, n). Not collective.
 
+    Its layers, hidden ones first, are `stack`.
+
     Parameters
     ----------
     inputs, outputs
@@ -74,10 +77,11 @@ class DenseNetwork(nn.Module):
         residual = options.type == "resnet"
         layers = [
             DenseLayer(a, b, residual=residual and i > 0, adaptive=options.adaptive, dtype=dtype)
-            for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            for i, (a, b) in enumerate(pairwise(sizes))
         ]
         layers.append(DenseLayer(options.width, outputs, residual=False, adaptive=False, dtype=dtype))
         self.layers = nn.ModuleList(layers)
+        self.stack = tuple(layers)
         generator = torch.Generator().manual_seed(seed)
         for layer in layers:
             # Drawn in float64 and rounded, so that float32 starts from the same network.
@@ -87,7 +91,7 @@ class DenseNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs (outputs, n) for features x (features, n)."""
-        *hidden, last = self.layers
+        *hidden, last = self.stack
         for layer in hidden:
             y = self.activation.value(layer.linear(x))
             x = x + y if layer.residual else y

@@ -7,10 +7,11 @@
             return u.t - 0.1 * u.xx
 
         def conditions(self):
-            return [initial(self, "t", lambda p: torch.sin(pi * p.x)), dirichlet(self, "x", 0.0), dirichlet(self, "x", 0.0, end=1)]
+            start = dirichlet("t", 0, lambda p: torch.sin(math.pi * p.x))
+            return [start, dirichlet("x", 0, 0.0), dirichlet("x", 1, 0.0)]
 
-Conditions are hard when `lifting` and `distance` say so, u = lifting(p) + distance(p) N(features(p)), else soft: terms
-of the loss. Periodic and zero-flux (Neumann) directions are hard by `features`.
+Conditions are hard where u = lifting(p) + distance(p) N(features(p)) meets them for any network N, else soft: terms of
+the loss. Periodic and zero-flux (Neumann) directions are hard by `features`.
 """
 
 from __future__ import annotations
@@ -78,9 +79,10 @@ class PDE(ABC):
     title: str = ""
     hard: bool = True  # set from -pinn_conditions before anything is evaluated
 
+    # Arguments are open for type checkers: a class writes `residual(self, p, u)` or `residual(self, p, u, v)`.
     @abstractmethod
-    def residual(self, p: Points, *fields: Jet) -> Any:
-        """Return the residual at points p, a tensor (n,) or a tuple of them for a system; 0 where the PDE holds."""
+    def residual(self, *args: Any, **kwargs: Any) -> Any:
+        """Return `residual(p, *fields)` at points p, a tensor (n,) or a tuple of them; 0 where the PDE holds."""
 
     def lifting(self, p: Points) -> Any:
         """Return the part of u that carries the hard conditions, a tensor (n,) (a tuple for several fields) or None."""
@@ -97,7 +99,7 @@ class PDE(ABC):
         return (x - low) / (high - low) * 2 - 1
 
     def conditions(self) -> Sequence[Condition]:
-        """Return the soft conditions, those that `lifting` and `distance` do not impose already."""
+        """Return all conditions; those that the trial function meets by construction take no part in the loss."""
         return ()
 
     def reference(self, points: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -114,14 +116,19 @@ def _value(value: Value, p: Points) -> Tensor | float:
     return value(p) if callable(value) else value
 
 
+def _name(axis: str, end: int | str, kind: str, field: int) -> str:
+    return f"{axis}{end}_{kind}" + (f"_{field}" if field else "")
+
+
 def dirichlet(axis: str, end: int, value: Value, *, field: int = 0, weight: float = 1.0) -> Condition:
     """Return the soft condition u = value on a face; for a time coordinate's lower end, an initial condition."""
-    return Condition(f"{axis}{end}_value", axis, end, lambda p, *u: u[field] - _value(value, p), weight)
+    return Condition(_name(axis, end, "value", field), axis, end, lambda p, *u: u[field] - _value(value, p), weight)
 
 
 def neumann(axis: str, end: int, slope: Value, *, field: int = 0, weight: float = 1.0) -> Condition:
     """Return the soft condition du/d(axis) = slope on a face (along the coordinate, not along the outer normal)."""
-    return Condition(f"{axis}{end}_slope", axis, end, lambda p, *u: getattr(u[field], axis) - _value(slope, p), weight)
+    name = _name(axis, end, "slope", field)
+    return Condition(name, axis, end, lambda p, *u: getattr(u[field], axis) - _value(slope, p), weight)
 
 
 def periodic(axis: str, *, field: int = 0, weight: float = 1.0) -> Condition:
@@ -131,7 +138,7 @@ def periodic(axis: str, *, field: int = 0, weight: float = 1.0) -> Condition:
         here, there = u[field], u[field + len(u) // 2]
         return here.value - there.value, getattr(here, axis) - getattr(there, axis)
 
-    return Condition(f"{axis}_periodic", axis, 0, residual, weight, periodic=True)
+    return Condition(_name(axis, "", "periodic", field), axis, 0, residual, weight, periodic=True)
 
 
 def periodic_feature(s: Tensor, bounds: tuple[float, float], modes: int = 1) -> Tensor:

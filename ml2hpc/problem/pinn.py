@@ -1,4 +1,4 @@
-"""PINN problems: L(x) = sum over terms of weight * mean squared residual, over points dealt to the ranks.
+"""PINN problems: L(x) = sum over terms of factor * sum of squared residuals, over points dealt to the ranks.
 
 The points are cut into chunks that fit the cache. Chunks, not ranks, are what is summed (`TreeSum`), so L and its
 gradient have the same bits on any number of ranks.
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ml2hpc.comm import Communicator
 from ml2hpc.problem.ansatz import Term, Trial, residuals
 from ml2hpc.problem.autograd import AutogradEngine
-from ml2hpc.problem.engine import Batch, Cost, Engine, Window
-from ml2hpc.problem.interface import Block, Problem, Restriction, slices
+from ml2hpc.problem.engine import Batch, Engine, Window
+from ml2hpc.problem.interface import Block, Cost, Problem, Restriction, slices
 from ml2hpc.problem.jet import Index, Points
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.pde import PDE
@@ -34,7 +34,6 @@ class _Chunk:
 
     number: int
     term: Term
-    scale: float  # weight / number of points of the whole term
     engine: Engine[Any]
     batch: Batch
     trial: Trial
@@ -80,7 +79,6 @@ class _Evaluation:
         return _Chunk(
             number,
             term,
-            whole.weight / whole.n,
             engine,
             engine.batch(x),
             Trial(self._model.pde, x, engine.indices),
@@ -99,7 +97,8 @@ class _Evaluation:
             chunk = self._chunks[i]
             out.zero_()
             with torch.no_grad():
-                out[chunk.number] = self._loss(chunk, chunk.engine.forward(parameters, chunk.batch, reverse=False))
+                u = chunk.trial.jets(chunk.engine.forward(parameters, chunk.batch, reverse=False))
+                out[chunk.number] = self._loss(chunk, u)
 
         return self._sum(part, len(self._terms), parameters.dtype)
 
@@ -109,10 +108,11 @@ class _Evaluation:
 
         def part(i: int, out: Tensor) -> None:
             chunk = self._chunks[i]
-            jets = chunk.engine.forward(parameters, chunk.batch, reverse=True).requires_grad_()
-            loss = self._loss(chunk, jets)
-            (cotangent,) = torch.autograd.grad(loss, jets)
-            chunk.engine.reverse(parameters, chunk.batch, cotangent, out[:n])
+            # Only the residual is differentiated by autograd; trial function and network have their own reverse passes.
+            u = chunk.trial.jets(chunk.engine.forward(parameters, chunk.batch, reverse=True)).requires_grad_()
+            loss = self._loss(chunk, u)
+            (cotangent,) = torch.autograd.grad(loss, u)
+            chunk.engine.reverse(parameters, chunk.batch, chunk.trial.pull_back(cotangent), out[:n])
             out[n:].zero_()
             out[n + chunk.number] = loss.detach()
 
@@ -120,26 +120,28 @@ class _Evaluation:
         return packed[n:], packed[:n]
 
     def hessian_action(self, parameters: Tensor, v: Tensor) -> Tensor:
-        """Return the Hessian times v, both over all parameters."""
+        """Return the Hessian over the window times v, both of shape (window.stop - window.start,)."""
+        w = self.window
 
         def part(i: int, out: Tensor) -> None:
             chunk = self._chunks[i]
-            leaf = parameters.detach().clone().requires_grad_()
-            loss = self._loss(chunk, chunk.engine.differentiable(leaf, chunk.batch))
+            leaf = parameters[w.start : w.stop].clone().requires_grad_()
+            whole = torch.cat([parameters[: w.start], leaf, parameters[w.stop :]])
+            loss = self._loss(chunk, chunk.trial.jets(chunk.engine.differentiable(whole, chunk.batch)))
             (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-            (action,) = torch.autograd.grad(gradient @ v, leaf, materialize_grads=True)
+            (action,) = torch.autograd.grad(gradient, leaf, v, materialize_grads=True)
             out.copy_(action)
 
-        return self._sum(part, len(parameters), parameters.dtype)
+        return self._sum(part, w.stop - w.start, parameters.dtype)
 
     @staticmethod
-    def _loss(chunk: _Chunk, jets: Tensor) -> Tensor:
-        n = chunk.term.n
-        fields = chunk.trial.jets(jets, slice(0, n))
-        if chunk.term.partner is not None:
-            fields += chunk.trial.jets(jets, slice(n, 2 * n))
+    def _loss(chunk: _Chunk, u: Tensor) -> Tensor:
+        fields = chunk.trial.fields(u, pairs=chunk.term.partner is not None)
         parts = [torch.dot(r, r) for r in residuals(chunk.term.residual(chunk.points, *fields))]
-        return chunk.scale * torch.stack(parts).sum()
+        total = parts[0]
+        for other in parts[1:]:
+            total = total + other
+        return chunk.term.factor * total
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,7 @@ class Model:
         with torch.no_grad():
             for few in points.split(4096, dim=1):
                 jets = engine.forward(x, engine.batch(few.contiguous()), reverse=False)
-                trial = Trial(self.pde, few, engine.indices)
-                parts.append(torch.stack([jet.value for jet in trial.jets(jets, slice(None))]))
+                parts.append(Trial(self.pde, few, engine.indices).jets(jets)[:, 0])
         return torch.cat(parts, 1)
 
 
@@ -224,9 +225,15 @@ class PinnProblem(Problem):
         return PinnProblem(comm, self.model, self.loss_terms)
 
     def sample(self, rows: Tensor) -> PinnProblem:
+        """Return L over some of the samples.
+
+        Each carries samples / k times its share of L, whichever term it belongs to. So a random sample's L has the
+        mean L, and the L of a union of disjoint samples is the weighted mean of theirs.
+        """
+        assert len(rows) > 0, "an empty sample"
         pieces = slices([t.n for t in self.loss_terms])
         parts = [
-            term.part(rows[(rows >= s.start) & (rows < s.stop)] - s.start)
+            term.part(rows[(rows >= s.start) & (rows < s.stop)] - s.start, self.samples / len(rows))
             for term, s in zip(self.loss_terms, pieces, strict=True)
         ]
         return PinnProblem(self.comm, self.model, [t for t in parts if t.n])
@@ -268,5 +275,12 @@ class PinnRestriction(Restriction):
         losses, gradient = self._evaluation.losses_and_gradient(self.embed(x))
         return float(losses.sum()), gradient[self._inside]
 
-    def on(self, comm: Communicator) -> PinnRestriction:
-        return self.parent.on(comm).restrict(self.block)
+    def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        window = self._evaluation.window
+        direction = torch.zeros(window.stop - window.start, dtype=v.dtype)
+        direction[self._inside] = v
+        return self._evaluation.hessian_action(self.embed(x), direction)[self._inside]
+
+    def terms(self, x: Tensor) -> dict[str, float]:
+        losses = self._evaluation.losses(self.embed(x))
+        return {t.name: float(v) for t, v in zip(self.parent.loss_terms, losses, strict=True)}

@@ -31,6 +31,15 @@ class _Type:
     type: Name = option("qn", "nonlinear solver")
 
 
+@dataclass(frozen=True)
+class _Preconditioner:
+    """Option `-npc_snes_type`."""
+
+    snes_type: Literal["none", "nrichardson", "qn", "nasm", "torchoptim", "shell"] = option(
+        "none", "nonlinear preconditioner (NPC)"
+    )
+
+
 T = TypeVar("T")
 Defaults = dict[str, Any]
 
@@ -86,7 +95,7 @@ def create(
         return create(database, prefix + role, level + 1, weaker | inner, listed=listed)
 
     npc = None
-    if database.has("snes_type", prefix=f"{prefix}npc_") or "npc_snes_type" in defaults:
+    if read(_Preconditioner, "npc_", "Nonlinear preconditioner (NPC)").snes_type != "none":
         _check_side(kind, generic, prefix)
         npc = spawn("npc_", _NPC_DEFAULTS)
         npc.is_inner = True

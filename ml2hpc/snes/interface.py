@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ml2hpc.errors import UserError
 from ml2hpc.linesearch import Line, LineSearch
 from ml2hpc.log import Log, Work
 from ml2hpc.monitor import Viewer, norm_line, reason_line
@@ -276,7 +277,18 @@ class SNES:
             Start, shape (n_local,); not changed.
         known
             L and its gradient there, if they have been computed.
+
+        Raises
+        ------
+        UserError
+            If x is not a vector of the problem's space.
         """
+        space = self.problem.space
+        if x.shape != (space.n_local,) or x.dtype != space.dtype:
+            raise UserError(
+                f"the start must be a tensor of shape ({space.n_local},) and type {space.dtype}, "
+                f"got {tuple(x.shape)} and {x.dtype}"
+            )
         with self.log.event("SNESSolve", self.label):
             self.method.begin(self)
             f, g = known if known is not None else self.gradient(x)
@@ -374,8 +386,8 @@ class SNES:
 
     def state(self) -> Tree:
         """Return what a restart needs apart from the iterate; complete on rank 0. Collective."""
-        own = {"type": self.method.name, "work": self.work.counts.copy(), "method": self.method.state(self)}
-        own.update(iteration=self.iteration, rejected=self.rejected, start=list(map(repr, self._start)))
+        own: Tree = {"type": self.method.name, "work": self.work.counts.copy(), "method": self.method.state(self)}
+        own |= {"iteration": self.iteration, "rejected": self.rejected, "start": list(map(repr, self._start))}
         if self.npc is not None:
             own["npc"] = self.npc.state()
         return own

@@ -51,7 +51,7 @@ class Nasm(Method):
         damping: float = option(1.0, "factor of the combined correction", above=0.0)
         combine: Literal["linesearch", "layerwise", "subspace", "average"] = option(
             "linesearch",
-            "additive corrections: search along their sum, one search per subdomain, minimise over their span, or average",
+            "of additive corrections: search along the sum, one search each, minimise over their span, or average",
         )
 
     name = "nasm"
@@ -98,6 +98,9 @@ class Nasm(Method):
             self._subs[k].label = self._pattern.prefix
             self._subs[k].set_up(local.problem, solver.unit)
         self._pattern.set_up(next(iter(self._locals.values())).problem, solver.unit)
+        if self._subspace is not None:
+            zeros = problem.space.zeros()
+            self._subspace.set_up(Span(problem, zeros, [zeros] * count), solver.unit)
 
     def step(self, solver: SNES, point: Point) -> Step:
         if self.options.type == "multiplicative":
@@ -181,7 +184,7 @@ class Nasm(Method):
     def _minimise_over_span(self, solver: SNES, point: Point, corrections: list[Tensor]) -> Step:
         assert self._subspace is not None
         span = Span(solver.problem, point.x, [self.options.damping * c for c in corrections])
-        self._subspace.set_up(span, solver.unit)
+        self._subspace.problem = span
         self._subspace.work.clear()
         end = self._subspace.solve(torch.zeros(len(corrections), dtype=point.x.dtype), (point.f, span.project(point.g)))
         solver.work.sequential([self._subspace.work])

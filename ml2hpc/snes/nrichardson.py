@@ -1,4 +1,4 @@
-"""Nonlinear Richardson: x <- x - lambda r; with r = grad L it is steepest descent, with a left NPC x <- x + lambda (M(x) - x)."""
+"""Nonlinear Richardson: x <- x - lambda r. Steepest descent; with a left NPC, x <- x + lambda (M(x) - x)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quasi-Newton: y = H r with H from secant pairs, limited memory or dense; with an NPC, the outer method of ASPQN and MSPQN.
+"""Quasi-Newton: y = H r with H from secant pairs, limited memory or dense. With a right NPC: ASPQN, MSPQN.
 
 With a right NPC the pair spans the type's own step only, from the preconditioned point to the new one (the SPQN papers'
 half-step pair); `-snes_qn_pairs both` also learns from the preconditioner's step.
@@ -107,11 +107,11 @@ class QuasiNewton(DirectionMethod):
     def _must_restart(self, solver: SNES, point: Point) -> bool:
         o = self.options
         if o.restart_type == "periodic":
-            return self.inverse.pairs >= o.restart
+            return bool(self.inverse.pairs >= o.restart)
         if o.restart_type == "powell" and self._previous is not None:
             old = self._previous
             space = solver.problem.space
-            return abs(space.dot(old, point.r)) >= o.powell_gamma * space.dot(old, old)
+            return bool(abs(space.dot(old, point.r)) >= o.powell_gamma * space.dot(old, old))
         return False
 
     @staticmethod

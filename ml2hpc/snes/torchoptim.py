@@ -44,10 +44,9 @@ class TorchOptim(Method):
     def set_up(self, solver: SNES) -> None:
         self._x = nn.Parameter(solver.problem.space.zeros())
         self._make(solver)
-        if self.options.batch > solver.problem.samples:
-            raise OptionsError(
-                f"-{solver.prefix}snes_torchoptim_batch {self.options.batch}: there are {solver.problem.samples} samples"
-            )
+        batch, samples = self.options.batch, solver.problem.samples
+        if batch > samples:
+            raise OptionsError(f"-{solver.prefix}snes_torchoptim_batch {batch}: there are {samples} samples")
 
     def _make(self, solver: SNES) -> None:
         o = self.options

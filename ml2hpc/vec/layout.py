@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ml2hpc.errors import UnsupportedError
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -52,9 +54,19 @@ class Layout:
         )
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the parameters by name as views of the flat vector x, shape (n,)."""
+        """Return the parameters by name as views of the flat vector x, shape (n,). Not collective."""
         return {e.name: x[e.start : e.stop].view(e.shape) for e in self.entries}
 
     def flatten(self, module: torch.nn.Module) -> Tensor:
-        """Return a copy of the module's parameters as one vector, shape (n,)."""
+        """Return a copy of the module's parameters as one vector, shape (n,). Not collective.
+
+        Raises
+        ------
+        UnsupportedError
+            If there are none, or they differ in type.
+        """
+        types = sorted({str(p.dtype) for p in module.parameters()})
+        if len(types) != 1:
+            found = f"parameters of several types: {', '.join(types)}" if types else "no parameters"
+            raise UnsupportedError(f"{type(module).__name__} has {found}; all must have one type, see Module.to")
         return torch.cat([p.detach().reshape(-1) for p in module.parameters()])

@@ -8,6 +8,7 @@ order, the same number on every rank.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class VectorSpace(ABC):
 
     def dot(self, x: Tensor, y: Tensor) -> float:
         """Return <x, y>. Collective if sharded."""
-        return float(self.mdot(x[None], y)[0])
+        return float(self.mdot(x[None], y).item())
 
     def norm(self, x: Tensor) -> float:
         """Return the 2-norm. Collective if sharded."""
@@ -72,7 +73,8 @@ class Replicated(VectorSpace):
         return left @ right
 
     def dot(self, x: Tensor, y: Tensor) -> float:
-        return float(torch.dot(x, y))
+        product: float = torch.dot(x, y).item()
+        return product
 
     def gather(self, x: Tensor) -> Tensor:
         return x
@@ -85,7 +87,7 @@ class Sharded(VectorSpace):
         super().__init__(n, dtype)
         self.comm = comm
         bounds = [r * n // comm.size for r in range(comm.size + 1)]
-        self._sizes = [b - a for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._sizes = [b - a for a, b in pairwise(bounds)]
         self._rows = slice(bounds[comm.rank], bounds[comm.rank + 1])
 
     @property

@@ -17,6 +17,8 @@ from ml2hpc.comm import Communicator
 
 Range = tuple[int, int]
 
+_ALIGNMENT = 64  # bytes; where a vector starts decides the order of additions inside BLAS
+
 
 def _middle(low: int, high: int) -> int:
     """Where the tree splits [low, high): after the largest power of two below its length."""
@@ -41,7 +43,7 @@ class TreeSum:
     comm
         The ranks that share the parts.
     costs
-        One positive cost per part; each rank gets a contiguous range of about equal cost.
+        One positive cost per part, at least one part; each rank gets a contiguous range of about equal cost.
 
     Attributes
     ----------
@@ -50,6 +52,7 @@ class TreeSum:
     """
 
     def __init__(self, comm: Communicator, costs: Sequence[float]) -> None:
+        assert costs and min(costs) > 0, "a sum has at least one part, and each part costs something"
         self.comm = comm
         self.n = len(costs)
         bounds = _deal(costs, comm.size)
@@ -64,15 +67,16 @@ class TreeSum:
         Parameters
         ----------
         part
-            `part(i, out)` writes part i over `out`, shape (length,).
+            `part(i, out)` writes part i over `out`, shape (length,), which starts at a multiple of 64 bytes.
         """
         mine = self._by_rank[self.comm.rank]
-        packed = torch.zeros(self._most, length, dtype=dtype)
+        aligned = -(-length * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT // dtype.itemsize
+        packed = torch.zeros(self._most, aligned, dtype=dtype)
         for row, (low, high) in zip(packed, mine, strict=False):
-            self._add_subtree(part, low, high, row, 0)
-        gathered = torch.from_numpy(self.comm.allgather(packed.numpy()))
+            self._add_subtree(part, low, high, row[:length], 0)
+        gathered = torch.from_numpy(self.comm.allgather(packed.numpy()))[..., :length]
         nodes = {tree: gathered[rank, i] for rank, trees in enumerate(self._by_rank) for i, tree in enumerate(trees)}
-        return self._finish(nodes, 0, self.n)
+        return self._finish(nodes, 0, self.n).clone()  # apart from the gathered rows, which it would keep alive
 
     def _add_subtree(self, part: Callable[[int, Tensor], None], low: int, high: int, out: Tensor, depth: int) -> None:
         if high - low == 1:
@@ -98,7 +102,11 @@ class TreeSum:
 
 
 def _deal(costs: Sequence[float], size: int) -> list[int]:
-    """Bounds of `size` contiguous ranges of about equal cost: a part goes where its middle falls."""
+    """Bounds of `size` contiguous ranges of about equal cost: a part goes where its middle falls.
+
+    >>> _deal([1, 1, 1, 1, 4], 2)
+    [0, 4, 5]
+    """
     total, before = sum(costs), 0.0
     bounds = [0]
     for i, cost in enumerate(costs):

@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional, Union, cast
 import pytest
 
 from ml2hpc.errors import OptionsError
-from ml2hpc.options import option
+from ml2hpc.options import Database, option
 from ml2hpc.options.schema import fields_of, parse
 
 

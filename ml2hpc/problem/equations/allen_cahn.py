@@ -48,7 +48,7 @@ class AllenCahnPeriodic(AllenCahn):
     def features(self, x: Tensor) -> Tensor:
         if not self.hard:
             return super().features(x)
-        return torch.cat([periodic_feature(x[0], self.domain["x"]), 2 * x[1:] - 1])
+        return torch.cat([periodic_feature(x[0], self.domain["x"]), super().features(x)[1:]])
 
     def distance(self, p: Points) -> Tensor:
         return p.t

@@ -1,4 +1,7 @@
-"""Diffusion-advection -mu Laplace u + b . grad u = 1 on the unit square, mu = 1e-2, b = (1, 1): layers at x = 1, y = 1."""
+"""Diffusion-advection -mu Laplace u + b . grad u = 1 on the unit square, mu = 1e-2, b = (1, 1).
+
+The solution has layers of width mu at x = 1 and y = 1.
+"""
 
 from __future__ import annotations
 

@@ -49,7 +49,10 @@ class KleinGordon(PDE):
 
 
 class KleinGordonLeaking(KleinGordon):
-    """The published lifting x cos t with the factor t (T - t): the lifting is the solution. For comparison only."""
+    """The published trial function, for comparison only: its lifting x cos t is the solution.
+
+    Its factor t (T - t) imposes the value at the end T, in place of the slope at the start.
+    """
 
     title = "Klein-Gordon, leaking lifting"
 
@@ -58,3 +61,6 @@ class KleinGordonLeaking(KleinGordon):
 
     def distance(self, p: Points) -> Tensor:
         return (1 - p.x**2) * p.t * (self.domain["t"][1] - p.t)
+
+    def conditions(self) -> Sequence[Condition]:
+        return [c for c in super().conditions() if c.name != "t0_slope"] + [dirichlet("t", 1, self.lifting)]

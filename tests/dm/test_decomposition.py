@@ -1,0 +1,187 @@
+"""Decompositions: they cover everything, weights sum to one, overlap, errors, views, local problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ml2hpc.dm import Decomposition, Options, decompose
+from ml2hpc.dm.subdomain import RestrictedLocal, SampledLocal
+from ml2hpc.errors import OptionsError
+from ml2hpc.problem.interface import Block
+from ml2hpc.problem.pinn import PinnProblem
+from tests.problem.small import assert_taylor, pinn, random, relative
+
+
+def decomposed(problem: PinnProblem, kind: Any, n: int, overlap: int = 0) -> Decomposition:
+    return decompose(problem, Options(kind, n, overlap), "npc_")
+
+
+def covered(decomposition: Decomposition, n: int, what: str) -> torch.Tensor:
+    """Sum over the subdomains, in order, of the weights extended to the whole vector."""
+    total = torch.zeros(n, dtype=torch.float64)
+    for s in decomposition.subdomains:
+        total[s.block.indices] += torch.ones(s.block.n) if what == "multiplicity" else getattr(s, what)
+    return total
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 2, 4])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("kind", ["layers", "tensors", "blocks"])
+def test_everything_is_covered(kind: str, n: int, overlap: int) -> None:
+    problem, _ = pinn(depth=4)
+    found = decomposed(problem, kind, n, overlap)
+    size = problem.space.n
+    assert len(found.subdomains) == n
+    assert torch.equal(covered(found, size, "weights"), torch.ones(size, dtype=torch.float64))
+    assert torch.equal(covered(found, size, "own"), torch.ones(size, dtype=torch.float64))
+    assert covered(found, size, "multiplicity").max() <= min(n, 2 * overlap + 1)
+    for s in found.subdomains:
+        assert s.rows is None
+        assert s.weights.shape == s.own.shape == (s.block.n,)
+        assert (s.weights > 0).all()
+        assert torch.equal(s.weights == 1.0, covered(found, size, "multiplicity")[s.block.indices] == 1)
+
+
+@pytest.mark.parametrize(
+    ("depth", "n", "overlap", "expected"),
+    [
+        (8, 8, 0, [(k, k + 1) for k in range(7)] + [(7, 9)]),  # the last holds the last hidden and the output layer
+        (8, 9, 0, [(k, k + 1) for k in range(9)]),
+        (8, 2, 0, [(0, 4), (4, 9)]),
+        (8, 4, 0, [(0, 2), (2, 4), (4, 6), (6, 9)]),
+        (8, 5, 0, [(0, 1), (1, 3), (3, 5), (5, 7), (7, 9)]),
+        (8, 1, 3, [(0, 9)]),
+        (8, 3, 1, [(0, 4), (2, 7), (5, 9)]),
+        (4, 2, 9, [(0, 5), (0, 5)]),
+    ],
+)
+def test_layers(depth: int, n: int, overlap: int, expected: list[tuple[int, int]]) -> None:
+    problem, _ = pinn(depth=depth)
+    found = decomposed(problem, "layers", n, overlap)
+    layers = problem.layers
+    assert [s.block.indices for s in found.subdomains] == [
+        slice(layers[a].start, layers[b - 1].stop) for a, b in expected
+    ]
+    assert [s.name for s in found.subdomains] == [
+        f"layers {a}" if b - a == 1 else f"layers {a}-{b - 1}" for a, b in expected
+    ]
+
+
+def test_blocks_are_equal_to_one() -> None:
+    problem, _ = pinn()
+    sizes = [s.block.n for s in decomposed(problem, "blocks", 7).subdomains]
+    assert sum(sizes) == problem.space.n
+    assert max(sizes) - min(sizes) <= 1
+    assert decomposed(problem, "blocks", 2, 3).subdomains[0].block.n == problem.space.n // 2 + 3
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 7, 10, 49])
+def test_samples_are_dealt(n: int) -> None:
+    problem, _ = pinn()
+    found = decomposed(problem, "samples", n)
+    rows = [s.rows for s in found.subdomains if s.rows is not None]
+    assert torch.equal(torch.cat(rows).sort().values, torch.arange(problem.samples))
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1
+    assert all(s.block.n == problem.space.n for s in found.subdomains)
+    for what in ("weights", "own"):
+        assert torch.equal(covered(found, problem.space.n, what), torch.ones(problem.space.n, dtype=torch.float64))
+    for s in found.subdomains:
+        torch.testing.assert_close(s.weights, torch.full_like(s.weights, 1 / n), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "overlap", "message"),
+    [
+        ("layers", 5, 0, "-npc_dm_subdomains 5: there are only 4 layers to divide; choose at most 4"),
+        ("tensors", 9, 0, "-npc_dm_subdomains 9: there are only 8 tensors to divide; choose at most 8"),
+        ("blocks", 1000, 0, "-npc_dm_subdomains 1000: there are only 87 blocks to divide; choose at most 87"),
+        ("samples", 50, 0, "-npc_dm_subdomains 50: there are only 49 samples to divide; choose at most 49"),
+        ("samples", 2, 1, "-npc_dm_overlap 1: sample subdomains do not overlap; use 0"),
+    ],
+)
+def test_errors_name_the_option(kind: str, n: int, overlap: int, message: str) -> None:
+    problem, _ = pinn()
+    with pytest.raises(OptionsError, match=message):
+        decomposed(problem, kind, n, overlap)
+
+
+def test_view() -> None:
+    problem, _ = pinn()
+    assert decomposed(problem, "layers", 3, 1).view() == [
+        "decomposition by layers, 3 subdomains, overlap 1",
+        "  0: layers 0-1, 45 unknowns",
+        "  1: layers 0-2, 75 unknowns",
+        "  2: layers 1-3, 72 unknowns",
+    ]
+    assert decomposed(problem, "samples", 2).view()[1:] == [
+        "  0: samples 0::2, 87 unknowns, 25 samples",
+        "  1: samples 1::2, 87 unknowns, 24 samples",
+    ]
+    assert decomposed(problem, "blocks", 2).view()[1] == "  0: unknowns 0-42, 43 unknowns"
+
+
+# ---- local problems --------------------------------------------------------------------------------------------------
+
+
+def test_restricted_local_starts_with_a_slice_of_the_gradient() -> None:
+    problem, x = pinn()
+    f, g = problem.value_and_gradient(x)
+    subdomain = decomposed(problem, "layers", 3).subdomains[1]
+    local = subdomain.on(problem)
+    assert isinstance(local, RestrictedLocal)
+    for at in (x, x + 0.1):
+        f, g = problem.value_and_gradient(at)
+        start, value, gradient = local.begin(at, f, g)
+        assert value == f
+        assert torch.equal(start, at[subdomain.block.indices])
+        assert gradient is not None
+        assert local.problem.objective(start) == pytest.approx(f, rel=1e-14)
+        assert relative(local.problem.gradient(start), gradient) < 1e-13
+        assert local.begin(at, f, None)[2] is None
+    start += 1  # the caller's own
+    gradient += 1
+    assert torch.equal(local.begin(x + 0.1, f, g)[0], (x + 0.1)[subdomain.block.indices])
+    assert torch.equal(g, problem.gradient(x + 0.1))
+    assert local.prefix_cost(problem) == problem.cost.objective - local.problem.cost.objective > 0
+
+
+def test_sampled_local_is_consistent_to_first_order() -> None:
+    problem, x = pinn()
+    f, g = problem.value_and_gradient(x)
+    subdomains = decomposed(problem, "samples", 3).subdomains
+    locals_ = [s.on(problem) for s in subdomains]
+    sampled = problem.sample(torch.arange(1, 49, 3))
+    assert isinstance(locals_[1], SampledLocal)
+    assert locals_[1].prefix_cost(problem) == sampled.cost.gradient
+    start, value, gradient = locals_[1].begin(x, f, g)
+    assert torch.equal(start, x)
+    assert gradient is not None
+    assert torch.equal(gradient, g)
+    model = locals_[1].problem
+    assert model.objective(x) == pytest.approx(value, rel=1e-14)
+    assert relative(model.gradient(x), g) < 1e-13
+    assert_taylor(model, x)
+    v = 0.1 * random(problem.space.n, 3)
+    assert relative(model.hessian_action(x, v), sampled.hessian_action(x, v)) < 1e-13
+    # The weighted mean of the models' rises is that of the problem plus a multiple of its slope at the start.
+    for local in locals_:
+        local.begin(x, f, g)
+    shares = [len(s.rows) / problem.samples for s in subdomains if s.rows is not None]
+    rises = [local.problem.objective(x + v) - local.problem.objective(x) for local in locals_]
+    mean = sum(w * r for w, r in zip(shares, rises, strict=True))
+    assert mean == pytest.approx(problem.objective(x + v) - f, rel=1e-12)
+
+
+def test_an_index_tensor_is_a_block_too() -> None:
+    problem, x = pinn()
+    f, g = problem.value_and_gradient(x)
+    indices = torch.tensor([0, 20, 21, 80])
+    local = RestrictedLocal(problem, Block(indices, "scattered"))
+    start, _, gradient = local.begin(x, f, g)
+    assert torch.equal(start, x[indices])
+    assert gradient is not None
+    assert torch.equal(gradient, g[indices])
+    assert_taylor(local.problem, start)

@@ -1,0 +1,193 @@
+"""Engines: jets against nested autograd, windows against slices of the whole, what an engine refuses."""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ml2hpc.errors import UnsupportedError
+from ml2hpc.problem.autograd import AutogradEngine
+from ml2hpc.problem.engine import Engine, Window
+from ml2hpc.problem.jet import Index, closure
+from ml2hpc.problem.jets import JetsEngine
+from ml2hpc.problem.network import SLOPE, DenseNetwork, NetworkOptions
+from ml2hpc.vec import Layout
+from tests.problem.small import perturbed, random, relative
+
+ALL = {d: tuple(combinations_with_replacement(range(d), 2)) for d in (1, 2, 3, 4)}
+N = 11  # points
+WINDOWS = [(a, b) for a in range(5) for b in range(a + 1, 6)]  # 4 hidden layers and the output layer
+
+
+def features(x: Tensor) -> Tensor:
+    """Curved, so that second derivatives enter from below, with one more row than coordinates."""
+    return torch.cat([torch.sin(x), (x * x).sum(0, keepdim=True)])
+
+
+def network_of(dim: int, outputs: int = 2, dtype: torch.dtype = torch.float64, **options: Any) -> DenseNetwork:
+    return DenseNetwork(dim + 1, outputs, NetworkOptions(**{"depth": 4, "width": 5} | options), 0, dtype)
+
+
+def points(dim: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return random(dim * N, 7, dtype).view(dim, N)
+
+
+def evaluate(engine: Engine[Any], parameters: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return jets and the gradient of their product with fixed cotangents."""
+    batch = engine.batch(x)
+    engine.freeze(parameters, batch)
+    jets = engine.forward(parameters, batch, reverse=True).clone()
+    cotangent = random(jets.numel(), 9, x.dtype).view(jets.shape)
+    out = torch.full((engine.window.stop - engine.window.start,), float("nan"), dtype=x.dtype)
+    engine.reverse(parameters, batch, cotangent, out)
+    return jets, out
+
+
+def compare(network: DenseNetwork, indices: tuple[Index, ...], dim: int, tolerance: float) -> None:
+    layout = Layout(network)
+    parameters = perturbed(layout, network)
+    x = points(dim, parameters.dtype)
+    mine, oracle = (kind(network, layout, features, indices) for kind in (JetsEngine, AutogradEngine))
+    jets, gradient = evaluate(mine, parameters, x)
+    jets_of_oracle, gradient_of_oracle = evaluate(oracle, parameters, x)
+    assert jets.dtype == gradient.dtype == parameters.dtype
+    assert jets.shape == (2, len(closure(indices)), N)
+    assert gradient_of_oracle.abs().min() > 0
+    assert relative(gradient, gradient_of_oracle) < tolerance
+    for j in range(jets.shape[1]):
+        assert relative(jets[:, j], jets_of_oracle[:, j]) < tolerance
+        assert jets[:, j].abs().max() > 1e-2
+    assert torch.equal(mine.forward(parameters, mine.batch(x), reverse=False), jets)
+    assert relative(mine.differentiable(parameters.requires_grad_(), mine.batch(x)), jets) < tolerance
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
+@pytest.mark.parametrize("activation", ["tanh", "sin", "silu", "gelu"])
+def test_engines_agree(activation: str, kind: str, adaptive: bool) -> None:
+    compare(network_of(2, activation=activation, type=kind, adaptive=adaptive), ALL[2], 2, 1e-12)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+def test_engines_agree_in_one_to_four_coordinates(dim: int) -> None:
+    compare(network_of(dim, type="resnet", adaptive=True), ALL[dim], dim, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [((),), ((0,),), ((0,), (2,)), ((1, 1),), ((0, 2),), ((0, 0), (0, 1)), ((1,), (0, 2), (1, 2), (2, 2))],
+)
+def test_engines_agree_for_some_derivatives(indices: tuple[Index, ...]) -> None:
+    compare(network_of(3), indices, 3, 1e-12)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_engines_agree_on_shallow_networks(depth: int) -> None:
+    compare(network_of(2, depth=depth), ALL[2], 2, 1e-12)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sin", "silu", "gelu"])
+def test_engines_agree_in_single_precision(activation: str) -> None:
+    compare(network_of(2, dtype=torch.float32, activation=activation, adaptive=True), ALL[2], 2, 1e-4)
+
+
+def test_gradient_of_a_slope_that_vanishes() -> None:
+    network = network_of(2, adaptive=True)
+    layout = Layout(network)
+    parameters = perturbed(layout, network)
+    place = next(e.start for e in layout.entries if e.name == "layers.1.slope")
+    parameters[place] = 0.0
+    mine, oracle = (
+        evaluate(kind(network, layout, features, ALL[2]), parameters, points(2))[1]
+        for kind in (JetsEngine, AutogradEngine)
+    )
+    assert abs(float(oracle[place])) > 1e-3
+    assert relative(mine, oracle) < 1e-12
+
+
+def test_adaptive_slope_starts_as_the_plain_network() -> None:
+    plain, adaptive = network_of(2), network_of(2, adaptive=True)
+    inputs = features(points(2))
+    assert torch.equal(plain(inputs), adaptive(inputs))
+    assert float(adaptive.get_parameter("layers.0.slope").detach()) * SLOPE == 1.0
+
+
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
+@pytest.mark.parametrize("engine", [JetsEngine, AutogradEngine])
+@pytest.mark.parametrize(("first", "last"), WINDOWS)
+def test_window_gives_the_slice_of_the_gradient(engine: Any, kind: str, first: int, last: int) -> None:
+    network = network_of(2, type=kind, adaptive=True)
+    layout = Layout(network)
+    parameters = perturbed(layout, network)
+    whole_jets, whole = evaluate(engine(network, layout, features, ALL[2]), parameters, points(2))
+    window = Window.of(layout, first, last)
+    jets, gradient = evaluate(engine(network, layout, features, ALL[2], window), parameters, points(2))
+    if engine is JetsEngine:
+        assert torch.equal(jets, whole_jets)
+        assert torch.equal(gradient, whole[window.start : window.stop])
+    assert relative(jets, whole_jets) < 1e-14
+    assert relative(gradient, whole[window.start : window.stop]) < 1e-14
+
+
+def test_frozen_prefix_is_kept_and_renewed() -> None:
+    network = network_of(2)
+    layout = Layout(network)
+    x, before = points(2), perturbed(layout, network)
+    after = before.clone()
+    after[layout.layers[1]] += 0.1
+    engine = JetsEngine(network, layout, features, ALL[2], Window.of(layout, 2, 3))
+    whole = JetsEngine(network, layout, features, ALL[2])
+    batch, batch_of_whole = engine.batch(x), whole.batch(x)
+    engine.freeze(before, batch)
+    old, new = (whole.forward(p, batch_of_whole, reverse=False) for p in (before, after))
+    assert relative(old, new) > 1e-3
+    assert torch.equal(engine.forward(after, batch, reverse=False), old)
+    engine.freeze(after, batch)
+    assert torch.equal(engine.forward(after, batch, reverse=False), new)
+
+
+def test_batches_of_other_lengths_do_not_disturb() -> None:
+    network = network_of(2)
+    layout = Layout(network)
+    engine, parameters = JetsEngine(network, layout, features, ALL[2]), perturbed(layout, network)
+    first = evaluate(engine, parameters, points(2))
+    evaluate(engine, 2 * parameters, points(2)[:, :4])
+    again = evaluate(engine, parameters, points(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_order_three_is_for_autograd() -> None:
+    network = network_of(1)
+    layout = Layout(network)
+    with pytest.raises(UnsupportedError, match=r"order 2; use -pinn_engine autograd"):
+        JetsEngine(network, layout, features, ((0, 0, 0),))
+    parameters, x = perturbed(layout, network), points(1)
+    engine = AutogradEngine(network, layout, features, ((0, 0, 0),))
+    assert engine.indices == ((), (0,), (0, 0), (0, 0, 0))
+    h = 1e-3
+    second = [engine.forward(parameters, engine.batch(x + s * h), reverse=False)[:, 2] for s in (1, -1)]
+    third = engine.forward(parameters, engine.batch(x), reverse=False)[:, 3]
+    assert relative((second[0] - second[1]) / (2 * h), third) < 1e-5
+
+
+def test_other_networks_are_for_autograd() -> None:
+    network = torch.nn.Linear(2, 2)
+    with pytest.raises(UnsupportedError, match="dense networks only"):
+        JetsEngine(network, Layout(network), features, ((),))
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_cost_counts_products(depth: int) -> None:
+    network = network_of(2, depth=depth)
+    layout = Layout(network)
+    whole = JetsEngine(network, layout, features, ALL[2]).cost()
+    weights = sum(layer.weight.numel() for layer in network.stack)
+    assert whole.objective == 2 * 6 * weights  # 6 jets
+    assert whole.gradient == 3 * whole.objective - 2 * 6 * network.stack[0].weight.numel()
+    top = JetsEngine(network, layout, features, ALL[2], Window.of(layout, depth, depth + 1)).cost()
+    assert top.objective == 2 * 6 * network.stack[-1].weight.numel()
+    assert top.gradient == 2 * top.objective

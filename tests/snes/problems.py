@@ -1,0 +1,107 @@
+"""Small problems with known answers, as functions of a flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ml2hpc.comm import Communicator
+from ml2hpc.log import Log
+from ml2hpc.options import Database
+from ml2hpc.problem.interface import Problem, slices
+from ml2hpc.problem.engine import Cost
+from ml2hpc.snes import SNES, create
+from ml2hpc.vec import Replicated
+
+
+class Analytic(Problem):
+    """L = mean over samples of f(x, sample), by autograd."""
+
+    def __init__(self, comm, f: Callable[[Tensor, Tensor], Tensor], n: int, data: Tensor | None = None) -> None:
+        self.comm = comm
+        self.f = f
+        self.data = torch.zeros(1, dtype=torch.float64) if data is None else data
+        self.samples = len(self.data)
+        self.space = Replicated(n, torch.float64)
+        self.layers = slices([2] * (n // 2) + [1] * (n % 2))
+        self.tensors = slices([1] * n)
+        self.evaluations = 0
+
+    def _value(self, x: Tensor) -> Tensor:
+        self.evaluations += 1
+        return torch.stack([self.f(x, d) for d in self.data]).mean()
+
+    def objective(self, x: Tensor) -> float:
+        return float(self._value(x))
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        leaf = x.detach().clone().requires_grad_()
+        value = self._value(leaf)
+        (gradient,) = torch.autograd.grad(value, leaf)
+        return float(value.detach()), gradient
+
+    def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        return torch.autograd.functional.hvp(self._value, x, v)[1]
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(1.0 * self.samples, 3.0 * self.samples)
+
+    def on(self, comm) -> Analytic:
+        return Analytic(comm, self.f, self.space.n, self.data)
+
+    def sample(self, rows: Tensor) -> Analytic:
+        return Analytic(self.comm, self.f, self.space.n, self.data[rows])
+
+
+def matrix(n: int) -> Tensor:
+    """A symmetric positive definite matrix with condition number 100 and off-diagonal coupling."""
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    return q @ torch.diag(torch.logspace(0, 2, n, dtype=torch.float64)) @ q.T
+
+
+def quadratic(comm, n: int = 8) -> Analytic:
+    """0.5 x' A x with its minimum 0 at 0."""
+    a = matrix(n)
+    return Analytic(comm, lambda x, d: 0.5 * x @ (a @ x), n)
+
+
+def rosenbrock(comm, n: int = 6) -> Analytic:
+    """The chained Rosenbrock function, minimum 0 at (1, ..., 1)."""
+
+    def f(x: Tensor, d: Tensor) -> Tensor:
+        return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+    return Analytic(comm, f, n)
+
+
+def double_well(comm, n: int = 4) -> Analytic:
+    """A local maximum at 0 with L = 16 and minima around it."""
+
+    def f(x: Tensor, d: Tensor) -> Tensor:
+        return ((x**2 - 2) ** 2).sum() + 0.3 * x.sum()
+
+    return Analytic(comm, f, n)
+
+
+def least_squares(comm, n: int = 6, samples: int = 12) -> Analytic:
+    """mean over samples of (<a_d, x> - 1)^2 + |x|^2 / 10, for sampled methods."""
+    generator = torch.Generator().manual_seed(3)
+    data = torch.randn(samples, n, generator=generator, dtype=torch.float64)
+    return Analytic(comm, lambda x, d: (d @ x - 1) ** 2 + 0.1 * x @ x, n, data)
+
+
+def world(mpi) -> Communicator:
+    """All ranks of the test."""
+    return Communicator(mpi, Log())
+
+
+def tree(options: str, problem: Problem, **defaults) -> SNES:
+    """Return the solver tree that the options describe, set up; every option must be used."""
+    database = Database.from_string(options)
+    solver = create(database, defaults=defaults)
+    database.check_unused()
+    solver.set_up(problem)
+    return solver

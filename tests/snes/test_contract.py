@@ -1,0 +1,238 @@
+"""What every solver type has to do: solve, stay, stop, restart, mind its options, refuse bad input."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from ml2hpc.errors import UserError
+from ml2hpc.io.tree import from_image, to_image
+from ml2hpc.options import Database
+from ml2hpc.snes import TYPES, Reason, create
+from ml2hpc.snes.interface import Point
+from tests.snes.problems import (
+    Analytic,
+    double_well,
+    least_squares,
+    quadratic,
+    rosenbrock,
+    tree,
+    world,
+)
+
+STEP = f"{__file__}:descend"
+
+
+def descend(problem, x, g):
+    """A user's step for `shell`."""
+    return x - 5e-3 * g
+
+
+SUB = "-sub_snes_type qn -sub_snes_max_it 5"
+# One or more trees for every type: options, iterations allowed on the quadratic, factor of the gradient norm reached.
+TREES = {
+    "nrichardson": ("-snes_type nrichardson", 400, 1e-6),
+    "nrichardson, left nasm": (
+        "-snes_type nrichardson -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 5",
+        1500,
+        1e-6,
+    ),
+    "qn": ("-snes_type qn", 60, 1e-8),
+    "qn bfgs": ("-snes_type qn -snes_qn_type bfgs", 40, 1e-8),
+    "qn ssbfgs": ("-snes_type qn -snes_qn_type ssbfgs", 40, 1e-8),
+    "qn ssbroyden": ("-snes_type qn -snes_qn_type ssbroyden", 40, 1e-8),
+    "qn, right nasm": ("-snes_type qn -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 5", 30, 1e-8),
+    "qn, left nasm": (
+        "-snes_type qn -snes_npc_side left -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 30",
+        100,
+        1e-8,
+    ),
+    "qn, right multiplicative nasm": (
+        "-snes_type qn -npc_snes_type nasm -npc_snes_nasm_type multiplicative -npc_dm_subdomains 2",
+        30,
+        1e-8,
+    ),
+    "nasm": (f"-snes_type nasm -dm_subdomains 2 {SUB}", 1500, 1e-6),
+    "nasm multiplicative": (f"-snes_type nasm -snes_nasm_type multiplicative -dm_subdomains 2 {SUB}", 1500, 1e-6),
+    "nasm layerwise": (f"-snes_type nasm -snes_nasm_combine layerwise -dm_subdomains 2 {SUB}", 1500, 1e-6),
+    "nasm subspace": (f"-snes_type nasm -snes_nasm_combine subspace -dm_subdomains 2 {SUB}", 1500, 1e-6),
+    "nasm average": (f"-snes_type nasm -snes_nasm_combine average -dm_subdomains 2 {SUB}", 1500, 1e-6),
+    "torchoptim": ("-snes_type torchoptim -snes_torchoptim_lr 0.03 -snes_torchoptim_decay 0.5", 3000, 1e-4),
+    "torchoptim lbfgs": ("-snes_type torchoptim -snes_torchoptim_name lbfgs -snes_torchoptim_lr 0.1", 200, 1e-6),
+    "shell": (f"-snes_type shell -snes_shell_step {STEP}", 3000, 1e-4),
+}
+COMMON = "-snes_stol 0 -snes_max_funcs 100000"
+
+
+def start(n: int = 8) -> torch.Tensor:
+    return torch.linspace(-1.0, 1.5, n, dtype=torch.float64)
+
+
+def test_every_type_has_a_tree_here():
+    named = {options.split()[1] for options, _, _ in TREES.values()}
+    assert named == set(TYPES)
+
+
+@pytest.mark.parallel(1, 3)
+@pytest.mark.parametrize("name", TREES)
+def test_solves_a_quadratic(comm, name):
+    options, iterations, factor = TREES[name]
+    solver = tree(f"{options} {COMMON} -snes_rtol {factor} -snes_max_it {iterations}", quadratic(world(comm)))
+    point = solver.solve(start())
+    assert solver.reason == Reason.CONVERGED_FNORM_RELATIVE, solver.failure
+    assert point.g.norm() <= factor * quadratic(world(comm)).gradient(start()).norm()
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_stationary_point_stays(comm, name):
+    solver = tree(TREES[name][0], quadratic(world(comm)))
+    point = solver.solve(torch.zeros(8, dtype=torch.float64))
+    assert solver.reason == Reason.CONVERGED_FNORM_ABS
+    assert solver.iteration == 0
+    assert torch.equal(point.x, torch.zeros(8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_no_iterations_return_the_start(comm, name):
+    solver = tree(f"{TREES[name][0]} -snes_max_it 0", quadratic(world(comm)))
+    point = solver.solve(start())
+    assert solver.reason == Reason.DIVERGED_MAX_IT
+    assert torch.equal(point.x, start())
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_nonconvex_solve_ends_below_its_start_and_at_no_maximum(comm, name):
+    problem = double_well(world(comm))
+    x = torch.full((4,), 0.2, dtype=torch.float64)
+    solver = tree(f"{TREES[name][0]} -snes_max_it 300", problem)
+    point = solver.solve(x)
+    assert point.f < problem.objective(x) - 1.0
+    # At the maximum every curvature is negative; at a minimum found to some accuracy it is not.
+    v = torch.ones(4, dtype=torch.float64)
+    assert v @ problem.hessian_action(point.x, v) > 0
+
+
+@pytest.mark.parallel(1, 2)
+@pytest.mark.parametrize("name", TREES)
+def test_a_restarted_solve_goes_on_bitwise(comm, name):
+    options = f"{TREES[name][0]} {COMMON} -snes_rtol 0"
+    straight = tree(f"{options} -snes_max_it 6", rosenbrock(world(comm)))
+    x = torch.linspace(0.6, 1.0, 6, dtype=torch.float64)
+    expected = straight.solve(x)
+
+    first = tree(f"{options} -snes_max_it 3", rosenbrock(world(comm)))
+    half = first.solve(x)
+    state = first.state()
+    image = to_image(state, "state") if comm.rank == 0 else None
+    loaded = from_image(comm.bcast(image), "state")
+    second = tree(f"{options} -snes_max_it 6", rosenbrock(world(comm)))
+    second.load(loaded)
+    g = half.g.clone()
+    point = second.resume(Point(half.x.clone(), half.f, g, g if half.r is half.g else half.r.clone()))
+    assert second.iteration == straight.iteration
+    assert torch.equal(point.x, expected.x)
+    assert point.f == expected.f
+    assert (second.work.counts == straight.work.counts).all()
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_not_a_number_at_the_start_is_a_reason(comm, name):
+    solver = tree(TREES[name][0], Analytic(world(comm), lambda x, d: (x * float("nan")).sum(), 4))
+    solver.solve(torch.ones(4, dtype=torch.float64))
+    assert solver.reason == Reason.DIVERGED_OBJECTIVE_NANORINF
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_cliff_of_not_a_number_leaves_the_last_good_point(comm, name):
+    """log(x) is no number beyond the cliff: searches back off, others end with a reason and the point before."""
+    problem = Analytic(world(comm), lambda x, d: (x - 3 * torch.log(x) - 50 * torch.sqrt(2.2 - x)).sum(), 4)
+    solver = tree(f"{TREES[name][0]} -snes_max_it 50", problem)
+    point = solver.solve(torch.full((4,), 2.0, dtype=torch.float64))
+    assert solver.reason != Reason.CONVERGED_ITERATING
+    assert point.finite
+    assert problem.objective(point.x) == point.f
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_wrong_starts_are_refused(comm, name):
+    solver = tree(TREES[name][0], quadratic(world(comm)))
+    with pytest.raises(UserError, match=r"shape \(8,\)"):
+        solver.solve(torch.zeros(7, dtype=torch.float64))
+    with pytest.raises(UserError, match="float64"):
+        solver.solve(torch.zeros(8, dtype=torch.float32))
+
+
+# Every option of every type, away from its default, changes what happens. (tree, option and value) by type.
+QN, SSB = "-snes_type qn", "-snes_type qn -snes_qn_type ssbroyden"
+NPC = "-npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 2"
+NASM = "-snes_type nasm -dm_subdomains 2 -sub_snes_max_it 3"
+ADAM = "-snes_type torchoptim -snes_torchoptim_lr 0.1"
+CHANGES = {
+    "qn": {
+        "type": (QN, "bfgs"),
+        "m": (QN, "2"),
+        "scale_type": (QN, "none"),
+        "restart_type": (f"{QN} -snes_qn_restart 3", "periodic"),
+        "restart": (f"{QN} -snes_qn_restart_type periodic", "4"),
+        "powell_gamma": (f"{QN} -snes_qn_restart_type powell", "0.01"),
+        "momentum": (QN, "0.9"),
+        "recycle": (f"-snes_type nrichardson -npc_snes_type qn -npc_snes_max_it 2 -npc_snes_qn_recycle", "false"),
+        "pairs": (f"{SSB} {NPC}", "both"),
+        "curvature": (QN, "0.9"),
+    },
+    "nasm": {
+        "type": (NASM, "multiplicative"),
+        "damping": (f"{NASM} -snes_linesearch_type none", "0.7"),
+        "combine": (NASM, "average"),
+    },
+    "torchoptim": {
+        "name": (ADAM, "SGD"),
+        "lr": ("-snes_type torchoptim", "0.2"),
+        "arguments": (ADAM, "'{betas: [0.5, 0.9]}'"),
+        "decay": (ADAM, "0.01"),
+        "batch": (ADAM, "4"),
+        "seed": (f"{ADAM} -snes_torchoptim_batch 4", "7"),
+        "recycle": (
+            "-snes_type nrichardson -npc_snes_type torchoptim -npc_snes_torchoptim_lr 0.1 -npc_snes_torchoptim_recycle",
+            "false",
+        ),
+    },
+    "shell": {"step": ("-snes_type shell", STEP)},
+    "nrichardson": {},
+}
+
+
+def test_every_option_of_every_type_is_tried():
+    tried = {kind: set(options) for kind, options in CHANGES.items()}
+    assert tried == {name: {f.name for f in fields(kind.Options)} for name, kind in TYPES.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [(k, o) for k, options in CHANGES.items() for o in options if (k, o) != ("shell", "step")]
+)
+def test_an_option_away_from_its_default_changes_the_result(comm, kind, option):
+    base, value = CHANGES[kind][option]
+    changed = f"{base} {value}" if base.endswith(f"_{option}") else f"{base} -snes_{kind}_{option} {value}"
+    base = base.rsplit(" ", 1)[0] if base.endswith(f"_{option}") else base
+
+    def end(options: str) -> torch.Tensor:
+        solver = tree(f"{options} -snes_max_it 12", least_squares(world(comm)))
+        return solver.solve(torch.linspace(-1, 2, 6, dtype=torch.float64)).x
+
+    assert not torch.equal(end(base), end(changed))
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_help_and_view_mention_the_type_and_all_its_options(comm, name):
+    options = TREES[name][0]
+    database = Database.from_string(options)
+    solver = create(database)
+    solver.set_up(quadratic(world(comm)))
+    text = database.help_text()
+    for field in fields(solver.method.Options):
+        assert f"-snes_{solver.method.name}_{field.name} <now " in text
+    view = solver.view()
+    assert view.startswith("SNES Object: 1 MPI process\n  type: " + solver.method.name)
+    assert (solver.npc is None) == ("(npc_)" not in view)
