@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ml2hpc import __version__, log
 from ml2hpc.comm import Communicator, Wait, end_all_on_error
-from ml2hpc.errors import DivergedError, FileError, OptionsError, UserError
+from ml2hpc.errors import DivergedError, FileError, UserError
 from ml2hpc.io import store
 from ml2hpc.monitor import History, Progress, Viewer
 from ml2hpc.options import Database, option
@@ -285,7 +285,7 @@ class Run:
                 "configuration": {
                     "version": __version__,
                     "app": self.app,
-                    "solver": summary(solver),
+                    "solver": solver.brief(),
                     "ranks": self.comm.size,
                     "parameters": space.n,
                     "reason": solver.reason.name,
@@ -327,7 +327,7 @@ class Run:
             x = torch.cat([torch.from_numpy(views[e.name]).reshape(-1) for e in self.layout.entries])
             if self.options.restart_state == "parameters":
                 return x
-            mine, other = summary(solver), tree["configuration"]["solver"]
+            mine, other = solver.brief(), tree["configuration"]["solver"]
             if mine != other:
                 raise FileError(
                     f"{path}: its solver is {other}, here it is {mine}; use the same options, "
@@ -386,6 +386,7 @@ class Run:
 
     def _leave(self, status: int) -> NoReturn:
         sys.stdout.flush()
+        self.comm.agree(None)  # together: a launcher ends the others when the first one leaves with an error status
         sys.exit(status)
 
 
@@ -394,18 +395,3 @@ def nodes(solver: SNES) -> list[SNES]:
     below = [solver.npc] if solver.npc is not None else []
     below += [child for _, child in solver.method.inner()]
     return [solver, *(node for child in below for node in nodes(child))]
-
-
-def summary(solver: SNES) -> str:
-    """Return the solver tree in a few words, such as "qn(lbfgs) + npc nasm(additive) of qn(ssbroyden)"."""
-    kind = next(
-        (getattr(solver.method.options, f.name) for f in fields(solver.method.options) if f.name in ("type", "name")),
-        "",
-    )
-    text = f"{solver.method.name}({kind})" if kind else solver.method.name
-    inner = [summary(child) for _, child in solver.method.inner()]
-    text += f" of {inner[0]}" if inner else ""
-    return f"{text} + npc {summary(solver.npc)}" if solver.npc is not None else text
-
-
-__all__ = ["REQUEUE", "Options", "OptionsError", "Run", "nodes", "summary"]

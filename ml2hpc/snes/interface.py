@@ -130,6 +130,10 @@ class Method(ABC):
         """Return lines for -snes_view. Not collective."""
         return []
 
+    def brief(self) -> str:
+        """Return the type in a word or two; two trees of the same words have states of the same shape."""
+        return self.name
+
     def inner(self) -> list[tuple[str, SNES]]:
         """Return inner solvers with a heading each, for views. Not collective."""
         return []
@@ -428,6 +432,11 @@ class SNES:
             lines += [f"  nonlinear preconditioner on the {self.side}, every {o.npc_lag} iteration(s)"]
             lines += [_indent(self.npc.view(), 2)]
         return "\n".join(lines)
+
+    def brief(self) -> str:
+        """Return the tree below this solver in a line, such as "qn(lbfgs 10) + npc nasm(...) of qn(ssbroyden)"."""
+        text = " of ".join([self.method.brief(), *(child.brief() for _, child in self.method.inner())])
+        return f"{text} + npc {self.npc.brief()}" if self.npc is not None else text
 
 
 def _indent(text: str, blanks: int) -> str:

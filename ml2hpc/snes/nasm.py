@@ -233,6 +233,11 @@ class Nasm(Method):
             found.append(("Solver for the coefficients of the corrections:", self._subspace))
         return found
 
+    def brief(self) -> str:
+        d = self._dm
+        overlap = f", overlap {d.overlap}" if d.overlap else ""
+        return f"nasm({self.options.type}, {d.subdomains} {d.decomposition}{overlap})"
+
     def view(self) -> list[str]:
         o = self.options
         combined = "" if o.type == "multiplicative" else f", corrections combined by {o.combine}"

@@ -137,6 +137,9 @@ class QuasiNewton(DirectionMethod):
         self.inverse.recognise(point.r)
         self._learnt = point
 
+    def brief(self) -> str:
+        return f"qn({self.options.type}{f' {self.options.m}' * (self.options.type == 'lbfgs')})"
+
     def view(self) -> list[str]:
         o = self.options
         lines = [f"type is {o.type.upper()}, restart type is {o.restart_type.upper()}, recycle is {o.recycle}"]

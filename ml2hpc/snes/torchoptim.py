@@ -123,6 +123,9 @@ class TorchOptim(Method):
                 whole = isinstance(tensor, Tensor) and tensor.shape == (solver.problem.space.n,)
                 self._optimiser.state[self._x][key.removeprefix("state_")] = local(tensor).clone() if whole else tensor
 
+    def brief(self) -> str:
+        return f"torchoptim({type(self._optimiser).__name__})"
+
     def view(self) -> list[str]:
         o = self.options
         batch = f"batches of {o.batch}" if o.batch else "full batch"

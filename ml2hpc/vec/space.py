@@ -7,6 +7,7 @@ order, the same number on every rank.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from itertools import pairwise
 
@@ -51,11 +52,11 @@ class VectorSpace(ABC):
 
     def dot(self, x: Tensor, y: Tensor) -> float:
         """Return <x, y>. Collective if sharded."""
-        return float(self.mdot(x[None], y).item())
+        return float(self.mdot(x[None], y)[0])
 
     def norm(self, x: Tensor) -> float:
         """Return the 2-norm. Collective if sharded."""
-        return self.dot(x, x) ** 0.5
+        return math.sqrt(self.dot(x, x))
 
 
 class Replicated(VectorSpace):
@@ -73,8 +74,7 @@ class Replicated(VectorSpace):
         return left @ right
 
     def dot(self, x: Tensor, y: Tensor) -> float:
-        product: float = torch.dot(x, y).item()
-        return product
+        return float(torch.dot(x, y))
 
     def gather(self, x: Tensor) -> Tensor:
         return x

@@ -141,6 +141,7 @@ def test_restricted_local_starts_with_a_slice_of_the_gradient() -> None:
         assert local.problem.objective(start) == pytest.approx(f, rel=1e-14)
         assert relative(local.problem.gradient(start), gradient) < 1e-13
         assert local.begin(at, f, None)[2] is None
+    assert gradient is not None
     start += 1  # the caller's own
     gradient += 1
     assert torch.equal(local.begin(x + 0.1, f, g)[0], (x + 0.1)[subdomain.block.indices])

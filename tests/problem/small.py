@@ -22,7 +22,7 @@ from ml2hpc.vec import Layout
 
 
 class Pair(PDE):
-    """Two fields, every derivative up to order 2 of the first; hard factors that differ, one soft periodic condition."""
+    """Two fields, all second derivatives of the first; different hard factors, a soft periodic condition."""
 
     coordinates = "xt"
     domain = {"x": (0.0, 2.0), "t": (-1.0, 1.0)}

@@ -18,8 +18,8 @@ SMOOTH = {
     "klein_gordon": ((-0.9, 0.9), (0.5, 11.5), 1e-3, 1e-7),
     "klein_gordon_leaking": ((-0.9, 0.9), (0.5, 11.5), 1e-3, 1e-7),
     "diffusion_advection": ((0.2, 0.7), (0.2, 0.7), 1e-3, 1e-7),
-    "allen_cahn": ((-0.7, 0.7), (0.2, 0.9), 2e-3, 1e-6),
-    "allen_cahn_periodic": ((-0.4, 0.4), (0.2, 0.6), 2e-3, 1e-6),
+    "allen_cahn": ((-0.7, 0.7), (0.2, 0.9), 5e-4, 2e-7),
+    "allen_cahn_periodic": ((-0.7, 0.7), (0.2, 0.9), 5e-4, 2e-7),
 }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from ml2hpc.problem.interface import Block, Problem, Restriction, ShardedProblem
 from ml2hpc.problem.pinn import PinnProblem, PinnRestriction
 from tests.problem.small import alone, assert_taylor, everyone, pinn, random, relative
 
-INDICES = {
+INDICES: dict[str, Any] = {
     "layer": lambda p: p.layers[1],
     "output layer": lambda p: p.layers[-1],
     "two layers": lambda p: slice(p.layers[1].start, p.layers[2].stop),
@@ -49,7 +52,7 @@ def test_pinn_problem(engine: str) -> None:
 
 @engines
 @blocks
-def test_restriction(engine: str, indices, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restriction(engine: str, indices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, x = pinn(engine=engine, adaptive=True)
     f, g = problem.value_and_gradient(x)
     where = indices(problem)
@@ -94,10 +97,10 @@ def test_restriction_follows_its_base() -> None:
 
 
 def test_restriction_costs_less_by_its_prefix() -> None:
-    problem, x = pinn(depth=8)
+    problem, _ = pinn(depth=8)
     costs = [problem.restrict(Block(s, "")).cost for s in problem.layers]
     assert costs[0].objective == problem.cost.objective
-    assert all(a.objective > b.objective for a, b in zip(costs[:-1], costs[1:], strict=True))
+    assert all(a.objective > b.objective for a, b in pairwise(costs))
     assert all(c.gradient < problem.cost.gradient for c in costs)
     assert problem.restrict(Block(slice(0, problem.space.n), "")).cost == problem.cost
 

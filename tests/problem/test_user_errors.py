@@ -130,8 +130,8 @@ def test_errors_at_loading(tmp_path: Path, old: str, new: str, message: str) -> 
     ("name", "message"),
     [
         ("burgerz", r"-pinn_problem burgerz: no such problem; did you mean burgers\? There are burgers, klein_gordon"),
-        ("xyz", r"-pinn_problem xyz: no such problem. There are burgers"),
-        ("nowhere.py:Heat", "there is no file .*nowhere.py"),
+        ("xyz", r"-pinn_problem xyz: no such problem\. There are burgers"),
+        ("nowhere.py:Heat", r"there is no file .*nowhere\.py"),
         ("nowhere.deep:Heat", "cannot import nowhere.deep"),
         ("math:pi", "must be a subclass of ml2hpc.problem.pde.PDE"),
         ("collections:Counter", "must be a subclass of ml2hpc.problem.pde.PDE"),
@@ -144,7 +144,7 @@ def test_wrong_names(name: str, message: str) -> None:
 
 
 def test_a_name_that_the_file_lacks(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no 'Cold' in .*heat.py; it has .*Heat"):
+    with pytest.raises(UserError, match=r"no 'Cold' in .*heat\.py; it has .*Heat"):
         load(tmp_path, FILE, "Cold")
 
 

@@ -178,7 +178,7 @@ CHANGES = {
         "restart": (f"{QN} -snes_qn_restart_type periodic", "4"),
         "powell_gamma": (f"{QN} -snes_qn_restart_type powell", "0.01"),
         "momentum": (QN, "0.9"),
-        "recycle": (f"-snes_type nrichardson -npc_snes_type qn -npc_snes_max_it 2 -npc_snes_qn_recycle", "false"),
+        "recycle": ("-snes_type nrichardson -npc_snes_type qn -npc_snes_max_it 2 -npc_snes_qn_recycle", "false"),
         "pairs": (f"{SSB} {NPC}", "both"),
         "curvature": (QN, "0.9"),
     },

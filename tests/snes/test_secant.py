@@ -134,4 +134,4 @@ def test_exact_searches_on_a_quadratic_end_after_n_steps(comm, kind):
     search = "-snes_linesearch_type cp -snes_linesearch_max_it 3 -snes_linesearch_maxlambda 1e9"
     solver = tree(f"-snes_type qn -snes_qn_type {kind} {search} -snes_rtol 1e-9", quadratic(world(comm)))
     solver.solve(torch.linspace(-1, 1.5, 8, dtype=torch.float64))
-    assert solver.iteration <= 8
+    assert solver.iteration <= 9  # one more for the change of the start matrix after the first pair
