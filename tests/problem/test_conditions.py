@@ -186,6 +186,8 @@ def test_points_lie_on_the_faces() -> None:
     assert torch.equal(pairs.partner[0], torch.full((20,), 2.0, dtype=torch.float64))
     assert torch.equal(pairs.partner[1], pairs.points[1])
     assert torch.equal(pairs.all_points(), torch.cat([pairs.points, pairs.partner], 1))
+    unit = [p.points[k] * 0.5 + s for p, k, s in ((start, 0, 0.0), (pairs, 1, 0.5))]  # both in [0, 1]
+    assert not torch.isclose(unit[0], unit[1]).any()  # each face has its own points
     assert start.indices == ((),)
     assert pairs.indices == ((), (0,))
     assert inside.indices == ((), (0,), (1,), (0, 0), (0, 1), (1, 1))

@@ -1,0 +1,76 @@
+"""Evaluating a trained network at points of a CSV file."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from ml2hpc.apps import evaluate, pinn
+from ml2hpc.io import store
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluate") / "run.h5"
+    options = "-pinn_points 300 -net_depth 2 -net_width 8 -npc_dm_subdomains 2 -snes_max_it 2"
+    pinn.main([*options.split(), "-output", str(path)])
+    return path
+
+
+def table(path):
+    with path.open() as stream:
+        rows = list(csv.reader(stream))
+    return rows[0], np.array(rows[1:], dtype=float)
+
+
+def test_values_are_those_of_the_solution_in_the_file(trained, tmp_path, capsys):
+    solution = store.read(trained, "run")["solution"]
+    places = [(3, 5), (200, 100), (0, 0)]
+    points = tmp_path / "points.csv"
+    points.write_text("\n".join(f"{solution['x'][i]!r},{solution['t'][j]!r}".replace("np.float64", "") for i, j in places).replace("(", "").replace(")", ""))
+    assert evaluate.main([str(trained), str(points), str(tmp_path / "values.csv")]) == 0
+    names, rows = table(tmp_path / "values.csv")
+    assert names == ["x", "t", "u", "u_reference", "u_error"]
+    expected = [solution["u"][i, j] for i, j in places]
+    np.testing.assert_allclose(rows[:, 2], expected, rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(rows[:, 2] - rows[:, 3], rows[:, 4], atol=1e-16)
+    assert "3 points, relative L2 error" in capsys.readouterr().out
+
+
+def test_named_columns_may_come_in_any_order(trained, tmp_path):
+    for name, text in (("plain", "0.25,0.5\n-1,1\n"), ("named", "t, x\n0.5, 0.25\n1, -1\n")):
+        (tmp_path / f"{name}.csv").write_text(text)
+        assert evaluate.main([str(trained), str(tmp_path / f"{name}.csv"), str(tmp_path / f"{name}_out.csv")]) == 0
+    assert (tmp_path / "plain_out.csv").read_text() == (tmp_path / "named_out.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.1,0.2\n0.1\n", "line 2: expected 2 numbers, got '0.1'"),
+        ("0.1,0.2\n0.1,nan\n", "line 2: expected 2 numbers"),
+        ("x,y\n0,0\n", "the columns are x,y, expected x,t"),
+        ("x,t\n", "holds no points"),
+        ("0.1,0.2\n3,0.5\n", "point 2 .* outside the domain x in \\[-1, 1\\], t in \\[0, 1\\]"),
+    ],
+)
+def test_bad_points_are_one_clear_error(trained, tmp_path, capsys, text, message):
+    import re
+
+    (tmp_path / "points.csv").write_text(text)
+    assert evaluate.main([str(trained), str(tmp_path / "points.csv"), str(tmp_path / "values.csv")]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "values.csv").exists()
+
+
+def test_missing_files_are_clear_errors(tmp_path, capsys, trained):
+    assert evaluate.main([str(tmp_path / "no.h5"), "p.csv", "v.csv"]) == 1
+    assert "no.h5 does not exist" in capsys.readouterr().err
+    assert evaluate.main([str(trained), str(tmp_path / "no.csv"), "v.csv"]) == 1
+    assert "no.csv: cannot be read" in capsys.readouterr().err
+    assert evaluate.main([str(trained)]) == 1
+    assert "expected three files, got 1" in capsys.readouterr().err

@@ -1,0 +1,217 @@
+"""The pinn app as a user runs it: the same result on any number of ranks, restarts, bad input, signals."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml2hpc.io import store
+
+SMALL = "-pinn_points 400 -pinn_chunk 50 -net_depth 3 -net_width 8 -npc_dm_subdomains 3 -pinn_error_interval 0".split()
+PROBLEMS = """
+import torch
+from ml2hpc.problem.pde import PDE
+
+class Base(PDE):
+    coordinates, domain = "xt", {"x": (0.0, 1.0), "t": (0.0, 1.0)}
+
+class Bug(Base):
+    def residual(self, p, u):
+        return u.t - undefined_name
+
+class Nowhere(Base):
+    def residual(self, p, u):
+        return u.t - torch.log(u.value - 1e3)
+
+class Late(Base):
+    calls = 0
+    def residual(self, p, u):
+        Late.calls += 1
+        return u.t - u.xx - 1 if Late.calls < 400 else u.t * float("nan")
+
+class OneRank(Base):
+    calls = 0
+    def residual(self, p, u):
+        from mpi4py import MPI
+        OneRank.calls += 1
+        if OneRank.calls > 100 and MPI.COMM_WORLD.rank == 1:
+            raise RuntimeError("only here")
+        return u.t - u.xx - 1
+"""
+
+
+def command(ranks: int, arguments: list[str]) -> list[str]:
+    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert mpirun is not None, "mpirun is not installed"
+    return [mpirun, "-n", str(ranks), sys.executable, "-m", "ml2hpc.apps.pinn", *arguments]
+
+
+def launch(folder: Path, ranks: int, arguments: str, small: bool = True) -> subprocess.CompletedProcess[str]:
+    words = [*(SMALL if small else []), *arguments.split()]
+    return subprocess.run(
+        command(ranks, words), cwd=folder, capture_output=True, text=True, timeout=110, stdin=subprocess.DEVNULL
+    )
+
+
+def succeed(folder: Path, ranks: int, arguments: str, small: bool = True) -> str:
+    done = launch(folder, ranks, arguments, small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def parameters(path: Path) -> np.ndarray:
+    tree = store.read(path, "run")["checkpoint"]["parameters"]
+    return np.concatenate([np.ravel(v) for v in tree.values()])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with 20 outer iterations of ASPQN in one go, and 10 to go on from, on two ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "problems.py").write_text(PROBLEMS)
+    succeed(folder, 2, "-snes_max_it 20 -output straight.h5")
+    succeed(folder, 2, "-snes_max_it 10 -output half.h5")
+    return folder
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 4, 8])
+def test_any_number_of_ranks_gives_the_same_bits(runs, ranks):
+    succeed(runs, ranks, f"-snes_max_it 20 -output on{ranks}.h5")
+    assert (parameters(runs / f"on{ranks}.h5") == parameters(runs / "straight.h5")).all()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_restart_continues_exactly_with_the_options_of_the_file(runs, ranks):
+    succeed(runs, ranks, f"-restart half.h5 -snes_max_it 20 -output again{ranks}.h5", small=False)
+    again, straight = (store.read(runs / name, "run") for name in (f"again{ranks}.h5", "straight.h5"))
+    assert (parameters(runs / f"again{ranks}.h5") == parameters(runs / "straight.h5")).all()
+    for column in ("iteration", "objective", "gradients_total"):
+        assert (again["history"]["outer"][column] == straight["history"]["outer"][column]).all()
+    assert (np.diff(again["history"]["outer"]["seconds"]) > 0).all()
+
+
+def test_the_file_holds_what_it_should(runs):
+    tree = store.read(runs / "straight.h5", "run")
+    assert tree["configuration"]["solver"] == "qn(lbfgs 10) + npc nasm(additive, 3 layers) of qn(ssbroyden)"
+    assert tree["configuration"]["options"]["pinn_points"] == "400"
+    history = tree["history"]["outer"]
+    assert history["iteration"].tolist() == list(range(21))
+    assert (np.diff(history["objective"]) <= 0).all()
+    solution = tree["solution"]
+    assert solution["u"].shape == (256, 101)
+    np.testing.assert_allclose(solution["u"] - solution["reference"], solution["error"], atol=1e-15)
+    # Hard conditions hold to round-off: the initial value and the walls.
+    np.testing.assert_allclose(solution["u"][:, 0], -np.sin(np.pi * solution["x"]), atol=1e-15)
+    np.testing.assert_allclose(solution["u"][[0, -1]], 0.0, atol=1e-15)
+    assert (runs / "straight.xdmf").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("-snes_typ qn", "unknown option -snes_typ qn (command line); did you mean -snes_type?"),
+        ("-pinn_problem burger", "no such problem; did you mean burgers?"),
+        ("-npc_dm_subdomains 9", "-npc_dm_subdomains 9: there are only 4 layers to divide; choose at most 4"),
+        ("-pinn_problem problems.py:Bug", "Bug.residual failed: NameError: name 'undefined_name' is not defined"),
+        ("-pinn_problem problems.py:Nowhere", "DIVERGED_OBJECTIVE_NANORINF after 0 iterations; nothing was written"),
+        ("-restart truncated.h5", "truncated.h5 is truncated"),
+        ("-restart flipped.h5", "flipped.h5 is damaged"),
+        ("-restart problems.py", "problems.py is not an ml2hpc file"),
+        ("-restart half.h5 -net_width 9", "network is 'mlp 3 x 8 tanh, 177 parameters' there"),
+        ("-output nofolder/run.h5", "nofolder"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_writes_nothing(runs, arguments, message):
+    data = (runs / "half.h5").read_bytes()
+    (runs / "truncated.h5").write_bytes(data[: len(data) // 2])
+    (runs / "flipped.h5").write_bytes(data[:5000] + bytes([data[5000] ^ 8]) + data[5001:])
+    before = {p: p.stat().st_mtime_ns for p in runs.iterdir() if p.name != "__pycache__"}
+    small = "-restart" not in arguments
+    done = launch(runs, 2, f"{arguments} -snes_max_it 3", small)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("ml2hpc: error: ")
+    assert message in errors[0]
+    assert {p: p.stat().st_mtime_ns for p in runs.iterdir() if p.name != "__pycache__"} == before
+
+
+def test_a_late_not_a_number_keeps_the_last_good_state(runs):
+    done = launch(runs, 2, "-pinn_problem problems.py:Late -snes_max_it 50 -output late.h5")
+    assert done.returncode == 1
+    assert "DIVERGED_OBJECTIVE_NANORINF" in done.stderr
+    assert "the last good state is in late.h5" in done.stderr
+    tree = store.read(runs / "late.h5", "run")
+    assert np.isfinite(parameters(runs / "late.h5")).all()
+    assert np.isfinite(tree["checkpoint"]["objective"])
+    assert tree["checkpoint"]["objective"] < tree["history"]["outer"]["objective"][0]
+
+
+def test_an_exception_on_one_rank_ends_the_job_with_its_traceback(runs):
+    start = time.monotonic()
+    done = launch(runs, 3, "-pinn_problem problems.py:OneRank -snes_max_it 5000 -output one.h5")
+    assert done.returncode != 0
+    assert "ml2hpc: rank 1 of 3 failed" in done.stderr
+    assert "RuntimeError: only here" in done.stderr
+    assert time.monotonic() - start < 60  # it does not hang
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 85), (signal.SIGUSR1, 85), (signal.SIGKILL, None)])
+def test_a_signal_to_one_rank(runs, number, status):
+    """SIGTERM and SIGUSR1: a checkpoint and exit 85; SIGKILL: the job ends and the last checkpoint is whole."""
+    output = f"{signal.Signals(number).name}.h5"
+    words = [*SMALL, "-snes_max_it", "100000", "-output", output, "-checkpoint_interval", "0", "-snes_rtol", "0"]
+    job = subprocess.Popen(
+        command(2, words), cwd=runs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (runs / output).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ranks = subprocess.run(["pgrep", "-f", f"^{sys.executable}.*{output}"], capture_output=True, text=True)
+        os.kill(int(ranks.stdout.split()[-1]), number)
+        start = time.monotonic()
+        out, _ = job.communicate(timeout=60)
+        assert time.monotonic() - start < 10
+    finally:
+        job.kill()
+    if status is None:
+        assert job.returncode != 0
+    else:
+        assert job.returncode == status
+        assert f"{signal.Signals(number).name}: checkpoint written" in out
+    done = store.read(runs / output, "run")["checkpoint"]["solver"]["iteration"]
+    if status is not None:
+        text = succeed(runs, 1, f"-restart {output} -snes_max_it {done + 1} -output after.h5", small=False)
+        assert f"after {done + 1} iterations" in text
+
+
+def test_help_lists_the_live_tree_and_nothing_else(runs):
+    text = succeed(runs, 2, "-help -snes_type torchoptim".replace("-snes_type", "-options_left no -snes_type"))
+    assert "-snes_torchoptim_lr <now 0.001 : formerly 0.001>" in text
+    assert "snes_qn_m" not in text
+    default = succeed(runs, 1, "-help")
+    for name in ("-npc_dm_subdomains <now 3 : formerly 2>", "-npc_sub_snes_qn_type <now ssbroyden : formerly lbfgs>"):
+        assert name in default
+    assert "sub_0_" not in default
+
+
+def test_views_show_the_tree_the_events_and_the_reason(runs):
+    text = succeed(runs, 2, "-snes_max_it 2 -snes_view -log_view -snes_converged_reason -snes_monitor -output v.h5")
+    lines = text.splitlines()
+    assert any(line.startswith("  0 SNES Function norm ") for line in lines)
+    assert "  Nonlinear solve did not converge due to DIVERGED_MAX_IT iterations 2" in lines
+    assert "SNES Object: 2 MPI processes" in lines
+    assert "  SNES Object: (npc_) 2 MPI processes" in lines
+    assert "        SNES Object: (npc_sub_) 1 MPI process" in lines
+    assert "        0: layers 0, 24 unknowns" in lines
+    for event in ("SNESSolve ", "SNESFunctionEval (npc_sub_)", "SNESNASMSubSolve (npc_)"):
+        assert any(line.startswith(event) for line in lines), event
