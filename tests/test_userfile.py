@@ -104,6 +104,4 @@ def test_a_file_that_fails_is_told_with_its_line(folder: Path, place: str, code:
 def test_an_error_in_a_file_that_it_imports_names_both_places(folder: Path) -> None:
     (folder / "other.py").write_text("x = 1\n\ny = = 2\n")
     (folder / "mine.py").write_text("\nimport other\n")
-    assert complaint("mine.py:Heat").endswith(
-        "mine.py failed: SyntaxError: invalid syntax (other.py, line 3) (line 2)"
-    )
+    assert complaint("mine.py:Heat").endswith("mine.py failed: SyntaxError: invalid syntax (other.py, line 3) (line 2)")

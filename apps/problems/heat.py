@@ -10,6 +10,8 @@ from ml2hpc.problem.pde import PDE, dirichlet
 
 
 class Heat(PDE):
+    """u(x, t) = exp(-a pi^2 t) sin(pi x)."""
+
     coordinates = "xt"
     domain = {"x": (0.0, 1.0), "t": (0.0, 1.0)}
     a = 0.1

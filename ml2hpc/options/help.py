@@ -42,10 +42,13 @@ class Block(NamedTuple):
 
 
 def help_text(blocks: Iterable[Block]) -> str:
-    """Write the help of all schemas, in the given order. Not collective."""
+    """Write the help of all schemas, in the given order; neighbours of one title share it. Not collective."""
     lines = []
+    title = None
     for block in blocks:
-        lines.append(f"{block.title} options:")
+        if block.rows and block.title != title:
+            lines.append(f"{block.title} options:")
+        title = block.title
         lines.extend(_line(row) for row in block.rows)
     return "\n".join(lines)
 

@@ -24,8 +24,7 @@ from ml2hpc.linesearch import Line, LineSearch
 from ml2hpc.log import Log, Work
 from ml2hpc.monitor import Viewer, norm_line, reason_line
 from ml2hpc.options import option
-from ml2hpc.problem.engine import Cost
-from ml2hpc.problem.interface import Problem
+from ml2hpc.problem.interface import Cost, Problem
 from ml2hpc.snes.reasons import Reason
 
 Side = Literal["left", "right"]

@@ -20,7 +20,7 @@ from ml2hpc import dm
 from ml2hpc.errors import OptionsError
 from ml2hpc.log import Work
 from ml2hpc.options import option
-from ml2hpc.problem.span import Span
+from ml2hpc.problem.interface import Span
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
 
 

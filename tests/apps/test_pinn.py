@@ -15,7 +15,20 @@ import pytest
 
 from ml2hpc.io import store
 
-SMALL = "-pinn_points 400 -pinn_chunk 50 -net_depth 3 -net_width 8 -npc_dm_subdomains 3 -pinn_error_interval 0".split()
+SMALL = [*"-pinn_points 400 -pinn_chunk 50 -net_depth 3 -net_width 8 -npc_dm_subdomains 3".split(), "-pinn_error_interval", "0"]
+    "-pinn_points",
+    "400",
+    "-pinn_chunk",
+    "50",
+    "-net_depth",
+    "3",
+    "-net_width",
+    "8",
+    "-npc_dm_subdomains",
+    "3",
+    "-pinn_error_interval",
+    "0",
+]
 PROBLEMS = """
 import torch
 from ml2hpc.problem.pde import PDE
@@ -215,3 +228,34 @@ def test_views_show_the_tree_the_events_and_the_reason(runs):
     assert "        0: layers 0, 24 unknowns" in lines
     for event in ("SNESSolve ", "SNESFunctionEval (npc_sub_)", "SNESNASMSubSolve (npc_)"):
         assert any(line.startswith(event) for line in lines), event
+
+
+def test_time_is_a_budget_and_no_failure(runs):
+    text = succeed(runs, 2, "-snes_max_it 100000 -snes_rtol 0 -max_time 3 -output time.h5")
+    assert "DIVERGED_MAX_TIME after" in text
+    assert store.read(runs / "time.h5", "run")["history"]["outer"]["seconds"][-1] < 10
+    done = launch(runs, 1, "-snes_max_it 2 -snes_error_if_not_converged -output demanded.h5")
+    assert done.returncode == 1
+    assert (
+        "the solve ended with DIVERGED_MAX_IT after 2 iterations; the last good state is in demanded.h5" in done.stderr
+    )
+
+
+def test_sharded_vectors_agree_and_restart_on_other_ranks(runs):
+    options = "-snes_type qn -snes_qn_type ssbroyden -snes_rtol 0 -options_left no"
+    succeed(runs, 2, f"{options} -snes_max_it 8 -output whole.h5")
+    succeed(runs, 3, f"{options} -snes_max_it 4 -vec_type sharded -output part.h5")
+    succeed(runs, 2, "-restart part.h5 -snes_max_it 8 -output parts.h5", small=False)
+    whole, parts = parameters(runs / "whole.h5"), parameters(runs / "parts.h5")
+    assert np.linalg.norm(whole - parts) <= 1e-10 * np.linalg.norm(whole)
+
+
+def test_options_come_from_files_and_the_environment_too(runs, monkeypatch):
+    (runs / "tree.yaml").write_text("snes: {max_it: 7}\nnpc: {sub: {snes: {qn: {type: bfgs}}}}\n")
+    monkeypatch.setenv("ML2HPC_OPTIONS", "-snes_max_it 2 -npc_sub_snes_max_it 3")
+    text = succeed(runs, 1, "-options_file tree.yaml -npc_sub_snes_max_it 1 -options_view -output sources.h5")
+    options = store.read(runs / "sources.h5", "run")["configuration"]["options"]
+    assert (options["snes_max_it"], options["npc_sub_snes_max_it"]) == ("2", "1")
+    assert options["npc_sub_snes_qn_type"] == "bfgs"
+    assert "-npc_sub_snes_max_it 1 # (source: command line)" in text
+    assert "-snes_max_it 2 # (source: environment)" in text

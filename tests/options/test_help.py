@@ -21,8 +21,7 @@ def test_help_text() -> None:
         "Quasi-Newton (qn) options:\n"
         "  -npc_snes_qn_m <now 3 : formerly 10>: number of stored secant pairs (at least 1)\n"
         "  -npc_snes_qn_type <now lbfgs : formerly lbfgs>: quasi-Newton update (one of) lbfgs bfgs\n"
-        '  -npc_snes_qn_w <now "" : formerly "a b">: weights\n'
-        "Nothing options:"
+        '  -npc_snes_qn_w <now "" : formerly "a b">: weights'
     )
 
 
@@ -41,3 +40,9 @@ def test_view_text() -> None:
 def test_written_options_read_back(value: str | None) -> None:
     words = split(f"{written('a', value)} # (source: code)")
     assert [(s.name, s.value) for s in statements(words, "code")] == [("a", value)]
+
+
+def test_neighbours_of_one_title_share_it():
+    row = Row("a", "1", "1", "first")
+    text = help_text([Block("Solver", (row,)), Block("Solver", (row,)), Block("Empty", ()), Block("Other", (row,))])
+    assert [line for line in text.splitlines() if not line.startswith(" ")] == ["Solver options:", "Other options:"]

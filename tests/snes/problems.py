@@ -10,8 +10,7 @@ from torch import Tensor
 from ml2hpc.comm import Communicator
 from ml2hpc.log import Log
 from ml2hpc.options import Database
-from ml2hpc.problem.engine import Cost
-from ml2hpc.problem.interface import Problem, slices
+from ml2hpc.problem.interface import Cost, Problem, slices
 from ml2hpc.snes import SNES, create
 from ml2hpc.vec import Replicated
 

@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from ml2hpc.errors import OptionsError, UnsupportedError
-from ml2hpc.snes import Reason
+from ml2hpc.snes import SNES, Reason
+from ml2hpc.snes.nasm import Nasm
 from tests.snes.problems import quadratic, rosenbrock, tree, world
 
 
 def ones(n: int) -> torch.Tensor:
     return torch.linspace(-1, 1.5, n, dtype=torch.float64)
+
+
+def subdomain_solvers(solver: SNES) -> list[SNES]:
+    assert isinstance(solver.method, Nasm)
+    return solver.method._subs
 
 
 @pytest.mark.parametrize(
@@ -124,11 +130,11 @@ def test_impossible_trees_are_refused_with_what_is_possible(comm, options, error
 def test_subdomain_options_reach_all_or_one(comm):
     options = "-snes_type nasm -dm_subdomains 3 -sub_snes_max_it 7 -sub_1_snes_max_it 9"
     solver = tree(options, quadratic(world(comm)))
-    assert [sub.options.max_it for sub in solver.method._subs] == [7, 9, 7]
+    assert [sub.options.max_it for sub in subdomain_solvers(solver)] == [7, 9, 7]
 
 
 def test_defaults_of_the_caller_reach_numbered_children_and_give_way_to_the_user(comm):
     defaults = {"snes_type": "nasm", "dm_subdomains": 2, "sub_snes_max_it": 3, "sub_snes_qn_type": "bfgs"}
     solver = tree("-sub_1_snes_max_it 4", quadratic(world(comm)), **defaults)
-    assert [sub.options.max_it for sub in solver.method._subs] == [3, 4]
-    assert {sub.method.options.type for sub in solver.method._subs} == {"bfgs"}
+    assert [sub.options.max_it for sub in subdomain_solvers(solver)] == [3, 4]
+    assert {sub.method.options.type for sub in subdomain_solvers(solver)} == {"bfgs"}

@@ -111,6 +111,7 @@ def test_the_known_product_is_used_only_for_the_same_vector():
     inverse = DenseInverse(space(), "bfgs")
     for s, y, g, g_new in pairs(3):
         inverse.update(s, y, g, g_new, None)
+    assert inverse._matrix is not None
     torch.testing.assert_close(inverse.apply(g_new), inverse._matrix @ g_new, rtol=1e-9, atol=1e-9)
     other = torch.ones(N, dtype=torch.float64)
     torch.testing.assert_close(inverse.apply(other), inverse._matrix @ other, rtol=0, atol=0)
@@ -122,7 +123,12 @@ def test_quasi_newton_is_superlinear(comm, kind):
     m = "-snes_qn_m 30" if kind == "lbfgs" else ""
     solver = tree(f"-snes_type qn -snes_qn_type {kind} {m} -snes_rtol 1e-10 -snes_max_it 200", rosenbrock(world(comm)))
     norms = []
-    solver.observe = lambda s, point, norm, update: norms.append(norm) or s.reason
+
+    def note(s, point, norm, update):
+        norms.append(norm)
+        return s.reason
+
+    solver.observe = note
     solver.solve(torch.full((6,), 0.8, dtype=torch.float64))
     assert len(norms) < 60
     assert (norms[-1] / norms[-5]) ** 0.25 < 0.1
