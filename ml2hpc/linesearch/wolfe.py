@@ -58,8 +58,8 @@ class StrongWolfe(LineSearch):
                 slow = width > _SHRINK * widths[0]
                 widths = [widths[1], width]
                 step = 0.5 * (low.step + high.step) if slow else _between(low, high)
-            if step in (low.step, start.step if high is None else high.step):
-                break  # no number is left between the ends, or the largest step is reached
+            if step < self.options.minlambda or step in (low.step, start.step if high is None else high.step):
+                break  # too short; or no number is left between the ends, or the largest step is reached
         flatter = self._drowned(start, low) and abs(low.slope) < abs(start.slope)
         if low.step > 0.0 and (low.value < start.value or flatter):
             return Result(low.step)

@@ -29,11 +29,7 @@ def test_values_are_those_of_the_solution_in_the_file(trained, tmp_path, capsys)
     solution = store.read(trained, "run")["solution"]
     places = [(3, 5), (200, 100), (0, 0)]
     points = tmp_path / "points.csv"
-    points.write_text(
-        "\n".join(f"{solution['x'][i]!r},{solution['t'][j]!r}".replace("np.float64", "") for i, j in places)
-        .replace("(", "")
-        .replace(")", "")
-    )
+    points.write_text("".join(f"{float(solution['x'][i])!r},{float(solution['t'][j])!r}\n" for i, j in places))
     assert evaluate.main([str(trained), str(points), str(tmp_path / "values.csv")]) == 0
     names, rows = table(tmp_path / "values.csv")
     assert names == ["x", "t", "u", "u_reference", "u_error"]

@@ -15,20 +15,7 @@ import pytest
 
 from ml2hpc.io import store
 
-SMALL = [*"-pinn_points 400 -pinn_chunk 50 -net_depth 3 -net_width 8 -npc_dm_subdomains 3".split(), "-pinn_error_interval", "0"]
-    "-pinn_points",
-    "400",
-    "-pinn_chunk",
-    "50",
-    "-net_depth",
-    "3",
-    "-net_width",
-    "8",
-    "-npc_dm_subdomains",
-    "3",
-    "-pinn_error_interval",
-    "0",
-]
+SMALL = "-pinn_points 400 -pinn_chunk 50 -net_depth 3 -net_width 8 -npc_dm_subdomains 3 -pinn_error_interval 0"
 PROBLEMS = """
 import torch
 from ml2hpc.problem.pde import PDE
@@ -68,7 +55,7 @@ def command(ranks: int, arguments: list[str]) -> list[str]:
 
 
 def launch(folder: Path, ranks: int, arguments: str, small: bool = True) -> subprocess.CompletedProcess[str]:
-    words = [*(SMALL if small else []), *arguments.split()]
+    words = f"{SMALL if small else ''} {arguments}".split()
     return subprocess.run(
         command(ranks, words), cwd=folder, capture_output=True, text=True, timeout=110, stdin=subprocess.DEVNULL
     )
@@ -181,7 +168,7 @@ def test_an_exception_on_one_rank_ends_the_job_with_its_traceback(runs):
 def test_a_signal_to_one_rank(runs, number, status):
     """SIGTERM and SIGUSR1: a checkpoint and exit 85; SIGKILL: the job ends and the last checkpoint is whole."""
     output = f"{signal.Signals(number).name}.h5"
-    words = [*SMALL, "-snes_max_it", "100000", "-output", output, "-checkpoint_interval", "0", "-snes_rtol", "0"]
+    words = f"{SMALL} -snes_max_it 100000 -output {output} -checkpoint_interval 0 -snes_rtol 0".split()
     job = subprocess.Popen(
         command(2, words), cwd=runs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
     )

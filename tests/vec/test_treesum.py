@@ -81,7 +81,7 @@ def test_the_sum_is_exact_to_round_off(comm) -> None:
     parts = torch.stack([vector(i, length, torch.float64) for i in range(n)])
     for k in range(length):
         exact = sum((Fraction(v) for v in parts[:, k].tolist()), Fraction(0))
-        # Pairwise summation: at most ceil(log2 n) roundings of each part (Higham 2002, eq. 4.6).
+        # A part passes at most ceil(log2 n) additions, and each rounds once.
         bound = math.ceil(math.log2(n)) * 2.0**-53 * 1.01 * float(parts[:, k].abs().sum())
         assert abs(float(Fraction(found[k].item()) - exact)) <= bound
 
