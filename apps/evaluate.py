@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ml2hpc.apps.pinn import build
+from ml2hpc.apps.pinn import build, reference_at
 from ml2hpc.errors import FileError, OptionsError, UserError
 from ml2hpc.io import store
 from ml2hpc.options import Database
@@ -85,9 +85,8 @@ def evaluate(run: Path, points: Path, values: Path) -> tuple[int, float | None]:
     names = [*pde.coordinates, *pde.fields]
     columns = [places, u]
     error = None
-    reference = pde.reference(places)
-    if reference is not None:
-        exact = np.asarray(reference, dtype=np.float64).reshape(u.shape)
+    exact = reference_at(pde, places)
+    if exact is not None:
         names += [f"{f}_{w}" for w in ("reference", "error") for f in pde.fields]
         columns += [exact, u - exact]
         scale = float(np.linalg.norm(exact))

@@ -54,9 +54,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ml2hpc.errors import UserError
 from ml2hpc.io import xdmf
 from ml2hpc.log.work import MEASURES
 from ml2hpc.options import Database, option
+from ml2hpc.problem import guard
 from ml2hpc.problem.ansatz import collocate
 from ml2hpc.problem.equations import equation
 from ml2hpc.problem.network import DenseNetwork, NetworkOptions
@@ -112,6 +114,25 @@ def build(database: Database, dtype: torch.dtype, seed: int) -> tuple[PDE, PinnO
     return pde, options, model, layout.flatten(network)
 
 
+def reference_at(pde: PDE, points: Array) -> Array | None:
+    """Return the reference solution at points (n, d), shape (n, fields), or None. Not collective.
+
+    Raises
+    ------
+    UserError
+        If the user's function fails or returns something of another shape.
+    """
+    name = f"{type(pde).__name__}.reference"
+    values = guard.call(name, pde.reference, points)
+    if values is None:
+        return None
+    found = np.asarray(values, dtype=np.float64)
+    fields = len(pde.fields)
+    if found.shape not in ((len(points), fields), (len(points),) if fields == 1 else ()):
+        raise UserError(f"{name} must return shape (n,), or (n, {fields}); got {found.shape} for n = {len(points)}")
+    return found.reshape(-1, fields)
+
+
 class Solution:
     """The trained field on a grid, against the reference solution where there is one."""
 
@@ -128,10 +149,17 @@ class Solution:
         n = self.points.shape[1]
         self._mine = slice(rank * n // size, (rank + 1) * n // size)
         self._sizes = [((r + 1) * n // size - r * n // size) * len(pde.fields) for r in range(size)]
-        reference = pde.reference(self.points[:, self._mine].T)
-        self.reference = (
-            None if reference is None else np.asarray(reference, dtype=np.float64).reshape(-1, len(pde.fields))
-        )
+        self.reference = self._reference()
+
+    def _reference(self) -> Array | None:
+        """Return the reference on this rank's share of the grid, shape (n_mine, fields), or None. Collective."""
+        found, error = None, None
+        try:
+            found = reference_at(self.pde, self.points[:, self._mine].T)
+        except UserError as caught:
+            error = caught
+        self.run.comm.agree(error)
+        return found
 
     def here(self, x: Tensor) -> Array:
         """Return the fields on this rank's share of the grid, shape (n_mine, fields). Not collective."""
