@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from ml2hpc.log.events import Event, Log
 from ml2hpc.log.work import KINDS, MEASURES, Work
 
-_NAME = 34  # characters of an event's name with its prefix
-_RULE = "-" * 136
+_NAME = 30  # characters of an event's name with its prefix; longer ones widen the column
+_RULE = "-" * 120
 _LEGEND = """\
 Count: times started; Ratio: largest over smallest of the ranks, 0.0 where the smallest is 0
 Time: wall clock, inclusive of events inside; Compute: the time without Wait; Wait: inside communication
 Mess, Bytes: sent point to point, received at all, sums over the ranks; Reduct: collective operations of one rank
 %T: share of the time of all ranks"""
 _EVENT_HEAD = f"""\
-{"Event":<{_NAME}s} {"Count":>13s} {"Time (sec)":>17s} {"Compute (sec)":>17s} {"Wait (sec)":>17s}\
- {"Mess":>7s} {"Bytes":>7s} {"Reduct":>7s} {"%T":>3s}
-{"":{_NAME}s} {"Max":>7s} {"Ratio":>5s}{3 * f" {'Max':>10s} {'Ratio':>6s}"}"""
+ {"Count":>13s} {"Time (sec)":>15s} {"Compute (sec)":>15s} {"Wait (sec)":>15s} {"Mess":>7s} {"Bytes":>7s} {"Reduct":>7s} %T
+ {"Max":>7s} {"Ratio":>5s}{3 * f" {'Max':>9s} {'Ratio':>5s}"}"""
 _EVALUATIONS = (
     "Evaluations: path: on the critical path, total: summed over subdomains, work: weighted by the operations spent,",
     "where one evaluation of the whole problem counts 1",
@@ -37,10 +36,10 @@ def _summary(name: str, values: Sequence[float], *, total: bool) -> str:
 
 def _timing(values: Sequence[float]) -> str:
     ratio = _ratio(values)
-    return f" {max(values):10.4e} " + (f"{ratio:6.1f}" if ratio < 9999.95 else f"{ratio:6.0e}")
+    return f" {max(values):9.3e} " + (f"{ratio:5.1f}" if ratio < 999.95 else f"{ratio:5.0e}")
 
 
-def _row(name: str, ranks: Sequence[Event], run: float) -> str:
+def _row(ranks: Sequence[Event], run: float) -> str:
     counts = [e.count for e in ranks]
     seconds = [e.seconds for e in ranks]
     # An event that is still open may have waited, and has no time yet.
@@ -50,8 +49,8 @@ def _row(name: str, ranks: Sequence[Event], run: float) -> str:
     reductions = max(e.reductions for e in ranks)
     share = 100.0 * sum(seconds) / run if run > 0 else 0.0
     return (
-        f"{name:<{_NAME}s} {max(counts):7d} {_ratio(counts):5.1f}{_timing(seconds)}{_timing(computing)}"
-        f"{_timing(waiting)} {messages:7.1e} {size:7.1e} {reductions:7d} {share:3.0f}"
+        f" {max(counts):7d} {_ratio(counts):5.1f}{_timing(seconds)}{_timing(computing)}"
+        f"{_timing(waiting)} {messages:7.1e} {size:7.1e} {reductions:7d} {share:2.0f}"
     )
 
 
@@ -81,6 +80,7 @@ def view(logs: Sequence[Log], work: dict[str, Work], command: str) -> str:
         What was run, for the heading.
     """
     names = list(dict.fromkeys(name for log in logs for name in log.events))
+    width = max(_NAME, *map(len, names), 0)
     times = [log.seconds for log in logs]
     total = [log.total for log in logs]
     lines = [
@@ -97,9 +97,9 @@ def view(logs: Sequence[Log], work: dict[str, Work], command: str) -> str:
         "",
         _LEGEND,
         _RULE,
-        _EVENT_HEAD,
+        *(f"{word:<{width}s}{head}" for word, head in zip(("Event", ""), _EVENT_HEAD.split("\n"), strict=True)),
         _RULE,
-        *(_row(name, [log.events.get(name, Event()) for log in logs], sum(times)) for name in names),
+        *(f"{name:<{width}s}{_row([log.events.get(name, Event()) for log in logs], sum(times))}" for name in names),
         _RULE,
         "",
         *_EVALUATIONS,

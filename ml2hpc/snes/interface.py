@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ml2hpc.errors import UserError
@@ -57,18 +56,14 @@ class Options:
 class Point:
     """An iterate with L and its gradient there; `r` is what the type takes for the residual.
 
-    Without a left NPC, r is g.
+    Without a left NPC, r is g. `finite` tells, the same on every rank, whether L and the gradient are numbers.
     """
 
     x: Tensor
     f: float
     g: Tensor
     r: Tensor
-
-    @property
-    def finite(self) -> bool:
-        """Whether L and the gradient are numbers."""
-        return math.isfinite(self.f) and bool(torch.isfinite(self.g).all())
+    finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -255,7 +250,7 @@ class SNES:
 
     def point(self, x: Tensor, f: float, g: Tensor) -> Point:
         """Return the iterate with its residual: g, or x - M(x) for a left NPC. Collective."""
-        point = Point(x, f, g, g)
+        point = Point(x, f, g, g, math.isfinite(f) and math.isfinite(self.problem.space.norm(g)))
         if self.side == "left" and point.finite:
             point.r = x - self._apply(point).x
         return point

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ml2hpc.errors import UserError
@@ -48,8 +47,7 @@ class Shell(Method):
                 f"{tuple(x.shape) if isinstance(x, Tensor) else ''}"
             )
         new = solver.point(x, *solver.gradient(x))
-        finite = new.finite and bool(torch.isfinite(x).all())
-        return Step(new) if finite else Step.broken(point, "after the user's step")
+        return Step(new) if new.finite else Step.broken(point, "after the user's step")
 
     def view(self) -> list[str]:
         return [f"step: {self.options.step}"]

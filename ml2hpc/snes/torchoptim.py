@@ -69,36 +69,36 @@ class TorchOptim(Method):
             self._make(solver)
 
     def step(self, solver: SNES, point: Point) -> Step:
-        o = self.options
-        known: dict[str, tuple[float, Tensor]] = {}
-        sampled = self._draw(solver.problem) if o.batch else None
-        share = sampled.cost.gradient / solver.unit.gradient if sampled else 1.0
+        evaluated: list[
+            tuple[Tensor, float, Tensor]
+        ] = []  # x, L and gradient of the last evaluation away from the start
+        sampled = self._draw(solver.problem) if self.options.batch else None
+        calls = 0
 
         def closure() -> float:
-            x = self._x.detach()
+            nonlocal calls
+            calls += 1
+            x = self._x.detach().clone()
             if sampled is not None:
-                solver.work.add("gradients", share)
+                solver.work.add("gradients", sampled.cost.gradient / solver.unit.gradient)
                 f, g = sampled.value_and_gradient(x)
-            elif torch.equal(x, point.x):
+            elif calls == 1:  # optimisers ask first for the point where they are
                 f, g = point.f, point.r
             else:
-                f, g = solver.gradient(x.clone())
-                known["last"] = f, g
-                known["at"] = f, x.clone()
+                f, g = solver.gradient(x)
+                evaluated[:] = [(x, f, g)]
             self._x.grad = g.clone()
             return f
 
         with torch.no_grad():
             self._x.copy_(point.x)
         for group in self._optimiser.param_groups:
-            group["lr"] = o.lr * o.decay ** (self._steps / 1000)
+            group["lr"] = self.options.lr * self.options.decay ** (self._steps / 1000)
         self._optimiser.step(closure)
         self._steps += 1
         x = self._x.detach().clone()
-        if "at" in known and torch.equal(known["at"][1], x):
-            new = solver.point(x, *known["last"])
-        else:
-            new = solver.point(x, *solver.gradient(x))
+        ended = [(f, g) for at, f, g in evaluated if solver.problem.space.norm(at - x) == 0.0]
+        new = solver.point(x, *(ended[0] if ended else solver.gradient(x)))
         return Step(new) if new.finite else Step.broken(point, "after the optimiser's step")
 
     def _draw(self, problem: Problem) -> Problem:
