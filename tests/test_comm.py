@@ -50,7 +50,7 @@ def test_allgather_brings_all_arrays_to_all_ranks(comm, wait: Wait, dtype: DType
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_allgather_parts_joins_parts_of_any_length(comm, wait: Wait, dtype: DTypeLike) -> None:
     c = Communicator(comm, Log(), wait)
-    for sizes in ([rank for rank in range(c.size)], [3] * c.size, [0] * c.size, [5] + [0] * (c.size - 1)):
+    for sizes in (list(range(c.size)), [3] * c.size, [0] * c.size, [5] + [0] * (c.size - 1)):
         found = c.allgather_parts(filled((sizes[c.rank],), dtype, c.rank), sizes)
         expected = np.concatenate([filled((n,), dtype, rank) for rank, n in enumerate(sizes)])
         assert found.dtype == dtype
@@ -96,7 +96,7 @@ def test_aligned_arrays_have_shape_and_type() -> None:
     for dtype in DTYPES:
         for shape in [(), (3,), (2, 3)]:
             array = _aligned(shape, dtype)
-            assert (array.shape, array.dtype, array.ctypes.data % 64) == (shape, dtype, 0)
+            assert (array.shape, array.dtype, array.ctypes.data % 64) == (shape, np.dtype(dtype), 0)
 
 
 @pytest.mark.parallel(2, 3, 4)
@@ -162,18 +162,18 @@ def test_parts_of_the_wrong_length_are_refused() -> None:
 # ---- agreement on errors ---------------------------------------------------------------------------------------------
 
 
-class OfTwoParts(UserError):
+class TwoPartsError(UserError):
     """Cannot be unpickled: its arguments are not its message."""
 
     def __init__(self, path: str, what: str) -> None:
         super().__init__(f"{path}: {what}")
 
 
-class Changed(Exception):
+class ChangedError(Exception):
     """Says something else after unpickling."""
 
     def __reduce__(self) -> Any:
-        return Changed, ("changed",)
+        return ChangedError, ("changed",)
 
 
 def unpicklable() -> Exception:
@@ -188,9 +188,9 @@ def test_all_ranks_raise_the_error_of_the_lowest_rank_that_has_one(comm, wait: W
     c = Communicator(comm, Log(), wait)
     c.agree(None)
     last = c.size - 1
-    with pytest.raises(FileError, match=f"^on {last}$"):
+    with pytest.raises(FileError, match=rf"^on {last}$"):
         c.agree(FileError(f"on {last}") if c.rank == last else None)
-    with pytest.raises(ZeroDivisionError, match="^on 0$"):
+    with pytest.raises(ZeroDivisionError, match=r"^on 0$"):
         c.agree(ZeroDivisionError("on 0") if c.rank == 0 else FileError("not this"))
     c.agree(None)
 
@@ -200,8 +200,8 @@ def test_all_ranks_raise_the_error_of_the_lowest_rank_that_has_one(comm, wait: W
     ("error", "kind", "message"),
     [
         (unpicklable(), RuntimeError, "ValueError: with a lock"),
-        (OfTwoParts("run.h5", "is empty"), UserError, "run.h5: is empty"),
-        (Changed("as it was"), RuntimeError, "Changed: as it was"),
+        (TwoPartsError("run.h5", "is empty"), UserError, "run.h5: is empty"),
+        (ChangedError("as it was"), RuntimeError, "ChangedError: as it was"),
     ],
 )
 def test_errors_that_cannot_travel_are_told_in_words(
@@ -219,7 +219,7 @@ def test_an_error_that_travels_stays_itself() -> None:
     error = FileError("run.h5: is empty")
     assert _portable(error) is error
     with pytest.raises(TypeError):
-        pickle.loads(pickle.dumps(OfTwoParts("run.h5", "is empty")))
+        pickle.loads(pickle.dumps(TwoPartsError("run.h5", "is empty")))
 
 
 # ---- ranks and cores -------------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ comm.allgather(np.zeros(9))
         assert "ml2hpc: rank 2 of 3 failed, ending all ranks\nTraceback" in errors
         assert "ZeroDivisionError: division by zero\n" in errors
         assert status != 0
-        assert seconds < 1.0
+        assert seconds < 2.0
 
 
 def test_a_closed_pipe_does_not_keep_a_failed_job_alive() -> None:
@@ -337,7 +337,7 @@ comm.allgather(np.zeros(9))
     status, _, errors, seconds = mpirun(3, code)
     assert "ValueError: told on standard error\n" in errors
     assert status != 0
-    assert seconds < 1.0
+    assert seconds < 2.0
 
 
 def test_an_interrupt_of_one_rank_ends_the_job() -> None:
@@ -368,7 +368,8 @@ def test_more_ranks_than_cores_yield_and_a_waiting_rank_leaves_its_core() -> Non
     size = len(os.sched_getaffinity(0)) + 2
     code = """
 spent = []
-for meet in (lambda: comm.allgather(np.zeros(9)), lambda: comm.agree(None), lambda: comm.gather(0), lambda: comm.broadcast(0)):
+calls = lambda: comm.allgather(np.zeros(9)), lambda: comm.agree(None), lambda: comm.gather(0), lambda: comm.broadcast(0)
+for meet in calls:
     comm.mpi.Barrier()
     if comm.rank == 0:
         time.sleep(1.0)

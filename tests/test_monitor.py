@@ -6,6 +6,7 @@ import io
 import math
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -205,7 +206,7 @@ def test_progress_keeps_to_one_line_of_a_narrow_terminal(monkeypatch: pytest.Mon
 
 def test_progress_is_not_shown_more_often_than_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [50.0]
-    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     stream = Terminal()
     progress = Progress(stream, interval=0.2)
     for now[0] in (50.0, 50.1, 50.19, 50.21, 50.3, 50.45):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ml2hpc.log.events import Event, Log
 from ml2hpc.log.work import KINDS, MEASURES, Work
 
-_NAME = 30  # characters of an event's name with its prefix; longer ones widen the column
+_NAME = 29  # characters of an event's name with its prefix; longer ones widen the column
 _RULE = "-" * 120
 _LEGEND = """\
 Count: times started; Ratio: largest over smallest of the ranks, 0.0 where the smallest is 0
@@ -15,12 +15,12 @@ Time: wall clock, inclusive of events inside; Compute: the time without Wait; Wa
 Mess, Bytes: sent point to point, received at all, sums over the ranks; Reduct: collective operations of one rank
 %T: share of the time of all ranks"""
 _EVENT_HEAD = f"""\
- {"Count":>13s} {"Time (sec)":>15s} {"Compute (sec)":>15s} {"Wait (sec)":>15s} {"Mess":>7s} {"Bytes":>7s} {"Reduct":>7s} %T
+ {"Count":>13s} {"Time (sec)":>15s} {"Compute (sec)":>15s} {"Wait (sec)":>15s}    Mess   Bytes  Reduct  %T
  {"Max":>7s} {"Ratio":>5s}{3 * f" {'Max':>9s} {'Ratio':>5s}"}"""
-_EVALUATIONS = (
-    "Evaluations: path: on the critical path, total: summed over subdomains, work: weighted by the operations spent,",
-    "where one evaluation of the whole problem counts 1",
-)
+_EVALUATIONS = """\
+
+Evaluations: path: on the critical path, total: summed over subdomains, work: weighted by the operations spent,
+where one evaluation of the whole problem counts 1"""
 
 
 def _ratio(values: Sequence[float]) -> float:
@@ -50,21 +50,22 @@ def _row(ranks: Sequence[Event], run: float) -> str:
     share = 100.0 * sum(seconds) / run if run > 0 else 0.0
     return (
         f" {max(counts):7d} {_ratio(counts):5.1f}{_timing(seconds)}{_timing(computing)}"
-        f"{_timing(waiting)} {messages:7.1e} {size:7.1e} {reductions:7d} {share:2.0f}"
+        f"{_timing(waiting)} {messages:7.1e} {size:7.1e} {reductions:7d} {share:3.0f}"
     )
 
 
 def _evaluations(work: dict[str, Work]) -> list[str]:
     used = [kind for kind in KINDS if any(counts[kind, measure] for counts in work.values() for measure in MEASURES)]
-    width = max(map(len, ("Solver", *work)), default=0) + 1
-    width = max(width, len("(outermost)"))
+    if not used:
+        return []
+    width = max(map(len, ("(outermost)", *work))) + 1
     heads = "".join(f" {kind.capitalize():>{12 * len(MEASURES) - 1}s}" for kind in used)
     columns = "".join(f" {measure:>11s}" for _ in used for measure in MEASURES)
     rows = [
         f"{prefix or '(outermost)':<{width}s}" + "".join(f" {counts[k, m]:11.1f}" for k in used for m in MEASURES)
         for prefix, counts in work.items()
     ]
-    return [f"{'Solver':<{width}s}{heads}", f"{'':{width}s}{columns}", _RULE, *rows]
+    return [_EVALUATIONS, _RULE, f"{'Solver':<{width}s}{heads}", f"{'':{width}s}{columns}", _RULE, *rows, _RULE]
 
 
 def view(logs: Sequence[Log], work: dict[str, Work], command: str) -> str:
@@ -101,10 +102,6 @@ def view(logs: Sequence[Log], work: dict[str, Work], command: str) -> str:
         _RULE,
         *(f"{name:<{width}s}{_row([log.events.get(name, Event()) for log in logs], sum(times))}" for name in names),
         _RULE,
-        "",
-        *_EVALUATIONS,
-        _RULE,
         *_evaluations(work),
-        _RULE,
     ]
     return "\n".join(line.rstrip() for line in lines)

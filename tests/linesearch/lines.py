@@ -64,7 +64,7 @@ def make(kind: str, **fields: object) -> LineSearch:
 
 def parabola(minimiser: float, curvature: float = 2.0, f: float = 1.0) -> Function:
     """Return f + curvature ((l - minimiser)^2 - minimiser^2) / 2."""
-    return lambda l: (f + 0.5 * curvature * (l * l - 2 * l * minimiser), curvature * (l - minimiser))  # noqa: E741
+    return lambda step: (f + 0.5 * curvature * (step * step - 2 * step * minimiser), curvature * (step - minimiser))
 
 
 def walled(phi: Function, wall: float, beyond: float) -> Function:
@@ -72,7 +72,7 @@ def walled(phi: Function, wall: float, beyond: float) -> Function:
     return lambda step: phi(step) if step < wall else (beyond, beyond)
 
 
-# ---- the test functions of Moré and Thuente, ACM Trans. Math. Softw. 20 (1994) ----------------------------------------
+# ---- the test functions of Moré and Thuente, ACM Trans. Math. Softw. 20 (1994) ---------------------------------------
 
 
 def rational(a: float) -> tuple[float, float]:

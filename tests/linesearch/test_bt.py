@@ -52,7 +52,7 @@ def test_the_quadratic_is_exact_on_a_parabola(minimiser: float) -> None:
 def test_the_cubic_is_exact_on_a_cubic(a: float, b: float) -> None:
     """Both signs of a and b, and a cubic that is hardly one, where the textbook root loses its digits."""
     phi = cubic(a, b)
-    result, line = search(phi, "bt", alpha=0.49)
+    _, line = search(phi, "bt", alpha=0.49)
     first, second, third = line.objectives[:3]
     minimiser = 1.0 / (b + math.sqrt(b * b + 3 * a))
     assert first == 1.0

@@ -17,7 +17,7 @@ from ml2hpc.linesearch.interface import Type, secant_step
 from ml2hpc.log import Log
 from ml2hpc.options import Database
 from ml2hpc.vec import Replicated, Sharded
-from tests.linesearch.lines import Counted, Function, make, parabola, rational, quintic, wavy, search, walled
+from tests.linesearch.lines import Counted, Function, make, parabola, quintic, rational, search, walled, wavy
 
 KINDS = list(TYPES)
 SEARCHES = [kind for kind in KINDS if kind != "none"]
@@ -33,6 +33,13 @@ def gentle(step: float) -> tuple[float, float]:
     return math.exp(step) - 3 * step, math.exp(step) - 3
 
 
+def wild(dice: random.Random) -> Function:
+    """Return values and slopes of any size, and some that are no numbers; the slope at 0 is negative."""
+    values = [-1e300, -1.0, -1e-300, 0.0, 1e-300, 1.0, 1e300, math.inf, math.nan]
+    known = {0.0: (dice.choice(values[:7]), dice.choice([-1e-300, -1.0, -1e300]))}
+    return lambda step: known.setdefault(step, (dice.choice(values) * dice.random(), dice.choice(values)))
+
+
 def bound(kind: str, max_it: int | None = None) -> int:
     """Evaluations at most: trials, and for secant and cp 40 halvings."""
     trials = make(kind).max_it if max_it is None else max_it
@@ -40,7 +47,7 @@ def bound(kind: str, max_it: int | None = None) -> int:
 
 
 def test_names() -> None:
-    assert KINDS == list(get_args(Type))
+    assert list(get_args(Type)) == KINDS
     for alias, kind in (("basic", "none"), ("l2", "secant"), ("BT", "bt")):
         options = Database.from_string(f"-npc_snes_linesearch_type {alias}").read(
             Options, prefix="npc_", stem="snes_linesearch_"
@@ -115,11 +122,7 @@ def test_a_false_slope_fails_in_bounded_time(kind: str) -> None:
 def test_wild_functions_take_bounded_time(kind: str) -> None:
     for seed in range(200):
         dice = random.Random(seed)
-        values = [-1e300, -1.0, -1e-300, 0.0, 1e-300, 1.0, 1e300, math.inf, math.nan]
-        known: dict[float, tuple[float, float]] = {0.0: (dice.choice(values[:7]), dice.choice([-1e-300, -1.0, -1e300]))}
-        phi = lambda step, known=known, dice=dice: known.setdefault(  # noqa: E731
-            step, (dice.choice(values) * dice.random(), dice.choice(values))
-        )
+        phi = wild(dice)
         max_it = dice.choice([None, 1, 3, 60])
         result, line = search(phi, kind, max_it=max_it, minlambda=dice.choice([1e-12, 1e-300]))
         assert line.evaluations <= bound(kind, max_it)

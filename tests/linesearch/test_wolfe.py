@@ -127,7 +127,15 @@ def test_the_strong_test_alone_fails_there() -> None:
     """The value comes out one ulp above L(x) at every step."""
     phi = lambda step: (1e8 + (1.5e-8 if step else 0.0), 1e-10 * (step - 0.6))  # noqa: E731
     assert search(phi, "wolfe", roundoff=0.0)[0].failure
-    assert abs(phi(search(phi, "wolfe")[0].step)[1]) < 0.6e-10
+    result, line = search(phi, "wolfe")
+    assert abs(phi(result.step)[1]) < 0.6e-10
+    assert line.evaluations == 1
+
+
+def test_the_flattest_step_is_returned_when_the_bound_is_met_there() -> None:
+    phi = lambda step: (1e8 + (1.5e-8 if step else 0.0), 1e-10 * (step - 300.0))  # noqa: E731
+    result, line = search(phi, "wolfe", max_it=3)
+    assert (result.step, line.gradients) == (4.0, [1.0, 2.0, 4.0])
 
 
 def test_a_rise_beyond_round_off_is_not_taken() -> None:
@@ -162,8 +170,13 @@ def test_a_wall_is_approached_by_halving() -> None:
 
 
 def test_the_bracket_shrinks_steadily() -> None:
-    """On a function that deceives the cubic the bracket still halves every third trial, so its end comes."""
-    phi = lambda step: (-step if step < 1e-7 else 1.0 + step, -1.0 if step < 1e-7 else 1e6)  # noqa: E731
-    result, line = search(phi, "wolfe", max_it=60, curvature=0.5)
-    assert 0.0 < result.step < 1e-7
-    assert line.evaluations <= 60
+    """A kink, and slopes that deceive the cubic: bisection alone takes 40 trials to the shortest bracket."""
+
+    def phi(step: float) -> tuple[float, float]:
+        if step < 0.9:
+            return -(step**0.1), -0.1 * step**-0.9 if step else -1e4
+        return -(0.9**0.1) + 1e3 * (step - 0.9), 1e3
+
+    result, line = search(phi, "wolfe", max_it=100, curvature=1e-6)
+    assert result.step == pytest.approx(0.9, abs=1e-12)
+    assert line.evaluations <= 50

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from ml2hpc.log import Event, Log
-from ml2hpc.log import events as module
 
 
 class Clock:
@@ -24,7 +23,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module.time, "perf_counter", clock)
+    monkeypatch.setattr(time, "perf_counter", clock)
     return clock
 
 
@@ -80,9 +79,14 @@ def test_a_prefix_names_an_event_of_its_own(clock: Clock) -> None:
 
 def test_an_exception_closes_its_events(clock: Clock) -> None:
     log = Log()
-    with pytest.raises(ZeroDivisionError), log.event("Outer"), log.event("Inner"):
-        clock.now += 2.0
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with log.event("Outer"), log.event("Inner"):
+            clock.now += 2.0
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     log.communicated(1.0, 1)
     assert log.events == {"Outer": Event(1, 2.0), "Inner": Event(1, 2.0)}
 

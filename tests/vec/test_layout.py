@@ -87,8 +87,10 @@ def test_the_module_computes_with_the_views() -> None:
 
 def test_what_has_no_flat_vector_is_refused() -> None:
     mixed = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1).double())
-    with pytest.raises(UnsupportedError, match=r"^Sequential has parameters of several types: torch.float32, torch.f"):
+    with pytest.raises(
+        UnsupportedError, match=r"^Sequential has parameters of several types: torch\.float32, torch\.f"
+    ):
         Layout(mixed).flatten(mixed)
-    with pytest.raises(UnsupportedError, match="^Tanh has no parameters"):
+    with pytest.raises(UnsupportedError, match=r"^Tanh has no parameters"):
         Layout(nn.Tanh()).flatten(nn.Tanh())
     assert Layout(nn.Tanh()).layers == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -75,9 +76,11 @@ def test_the_order_of_additions_matters_here() -> None:
 @pytest.mark.parallel(1, 3)
 def test_the_sum_is_exact_to_round_off(comm) -> None:
     n, length = 100, 17
-    found = TreeSum(Communicator(comm, Log(), "spin"), [1.0] * n)(
-        lambda i, out: out.copy_(vector(i, length, torch.float64)), length, torch.float64
-    )
+
+    def part(i: int, out: Tensor) -> None:
+        out.copy_(vector(i, length, torch.float64))
+
+    found = TreeSum(Communicator(comm, Log(), "spin"), [1.0] * n)(part, length, torch.float64)
     parts = torch.stack([vector(i, length, torch.float64) for i in range(n)])
     for k in range(length):
         exact = sum((Fraction(v) for v in parts[:, k].tolist()), Fraction(0))
@@ -89,14 +92,21 @@ def test_the_sum_is_exact_to_round_off(comm) -> None:
 @pytest.mark.parallel(1, 2, 3, 4)
 def test_a_sum_is_one_reduction_and_the_callers_own(comm) -> None:
     c = Communicator(comm, Log(), "spin")
+
+    def number(i: int, out: Tensor) -> None:
+        out.fill_(i)
+
+    def other(i: int, out: Tensor) -> None:
+        out.fill_(-7)
+
     for n in (1, 12):
         total = TreeSum(c, [1.0] * n)
         before = c.log.total.reductions
-        first = total(lambda i, out: out.fill_(i), 3, torch.float64)
+        first = total(number, 3, torch.float64)
         assert c.log.total.reductions - before == (c.size > 1)
         assert first.data_ptr() % 64 == 0
         kept = first.clone()
-        total(lambda i, out: out.fill_(-7), 3, torch.float64)
+        total(other, 3, torch.float64)
         assert torch.equal(first, kept)
         assert first.tolist() == [n * (n - 1) / 2] * 3
 
@@ -129,7 +139,16 @@ def test_deal_balances(kind: str, size: int) -> None:
         assert len(bounds) == size + 1
         assert bounds == sorted(bounds)
         assert (bounds[0], bounds[-1]) == (0, n)
-        loads = [sum(price[low:high]) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+        loads = [sum(price[low:high]) for low, high in pairwise(bounds)]
         assert max(loads) <= sum(price) / size + max(price)
         if kind == "even":
             assert max(loads) - min(loads) <= 1.0
+
+
+def test_a_part_goes_where_its_middle_falls() -> None:
+    """From both ends alike, where no middle lies on a bound."""
+    price = [3.1, 1.7, 2.3, 9.7, 1.3, 4.1, 0.7]
+    for size in (2, 3, 4, 5):
+        bounds, turned = _deal(price, size), _deal(price[::-1], size)
+        assert turned == [len(price) - bound for bound in reversed(bounds)]
+    assert _deal(price, 3) == [0, 3, 4, 7]
