@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ml2hpc.errors import FileError, OptionsError
 
 _FORMATS = ("", "ascii_info", "ascii_info_detail")
+_LAUNCHERS = ("mpirun", "mpiexec", "hydra", "orted", "prted", "srun", "slurmstepd")
 _MODES = {"": "w", "write": "w", "append": "a"}
 _begun: set[Path] = set()  # files that this job has written to; viewers of several solvers may share one
 
@@ -50,16 +52,11 @@ class Viewer:
             )
         return cls(file, form == "ascii_info_detail", _MODES[mode])
 
-    def write(self, text: str, *, first: bool = False) -> None:
+    def write(self, text: str) -> None:
         """Write lines to the file or to standard output. Not collective.
 
         Mode write empties a file at the job's first write to it, whichever solver makes it: an inner solver starts
         its iterations again many times.
-
-        Parameters
-        ----------
-        first
-            Whether a new text begins; it changes nothing.
 
         Raises
         ------
@@ -145,12 +142,32 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{seconds_left:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def _launched_from_terminal() -> bool:
+    """Return whether an MPI launcher above this process writes its standard error to a terminal.
+
+    Launchers give ranks a pipe and pass on what they write.
+    """
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            name, rest = Path(f"/proc/{pid}/stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            terminal = os.readlink(f"/proc/{pid}/fd/2").startswith(("/dev/pts/", "/dev/tty"))
+        except OSError:
+            return False
+        if not any(word in name for word in _LAUNCHERS):
+            return False
+        if terminal:
+            return True
+        pid = int(rest.split()[1])
+    return False
+
+
 class Progress:
     """One line that rewrites itself on a terminal, with elapsed time and estimated remainder; silent elsewhere."""
 
     def __init__(self, stream: IO[str] | None = None, interval: float = 0.2) -> None:
         self._stream = stream or sys.stderr
-        self._shown = self._stream.isatty()
+        self._shown = self._stream.isatty() or (stream is None and _launched_from_terminal())
         self._interval = interval
         self._last = -math.inf
         self._length = 0

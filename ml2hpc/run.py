@@ -90,6 +90,7 @@ class Run:
         self.comm = Communicator.world()
         self.log = self.comm.log
         self.started = time.perf_counter()
+        self.earlier = 0.0  # seconds of the runs that this one goes on from
         self.restored: Tree | None = None
         self.database = self._options(argv)
         self.options = self.read(Options, stem="", title=f"ml2hpc {app}")
@@ -123,6 +124,11 @@ class Run:
         self.restored, database = self.comm.broadcast((restored, found))
         assert isinstance(database, Database)
         return database
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the first start, those of earlier jobs included."""
+        return self.earlier + self.log.seconds
 
     def read(self, schema: type[T], *, stem: str, title: str, defaults: dict[str, Any] | None = None) -> T:
         """Return an app's options. Not collective."""
@@ -236,7 +242,7 @@ class Run:
             objective=point.f,
             gradient_norm=norm,
             update_norm=update,
-            seconds=self.log.seconds,
+            seconds=self.seconds,
             waiting=total.waiting,
             reductions=total.reductions,
             bytes=total.bytes,
@@ -257,9 +263,9 @@ class Run:
         caught, late, due_somewhere = self.comm.largest(flags)
         budget = solver.options.max_it
         part = max(solver.iteration / budget if budget else 1.0, elapsed / self.options.max_time)
-        self.progress.show(
-            f"{self.app}: iteration {solver.iteration}, objective {point.f:.3e}", elapsed, min(part, 1.0)
-        )
+        if self.comm.rank == 0:
+            text = f"{self.app}: iteration {solver.iteration}, objective {point.f:.3e}"
+            self.progress.show(text, elapsed, min(part, 1.0))
         if caught:
             self._signal = int(caught)
             return Reason.DIVERGED_SIGNAL
@@ -300,7 +306,7 @@ class Run:
                     "gradient": g.numpy(),
                     "residual": r.numpy(),
                     "objective": point.f,
-                    "seconds": self.log.seconds,
+                    "seconds": self.seconds,
                     "solver": state,
                 },
                 **described,
@@ -333,7 +339,7 @@ class Run:
                     f"{path}: its solver is {other}, here it is {mine}; use the same options, "
                     f"or -restart_state parameters to start this solver from the network of the file"
                 )
-            self.log.started -= float(saved["seconds"])
+            self.earlier = float(saved["seconds"])
             for name, table in tree["history"].items():
                 self.history.setdefault(name, History()).load(table)
             solver.load(saved["solver"])
@@ -382,7 +388,7 @@ class Run:
     def _show(self, viewer: Viewer, text: str) -> None:
         if self.comm.rank == 0:
             self.progress.clear()
-            viewer.write(text, first=True)
+            viewer.write(text)
 
     def _leave(self, status: int) -> NoReturn:
         sys.stdout.flush()

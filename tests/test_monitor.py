@@ -83,7 +83,7 @@ def test_a_job_replaces_the_file_once_however_often_a_solver_starts(hist: Path) 
     """An NPC starts its iterations again in every outer one, and two viewers may name one file."""
     norms, reasons = Viewer.parse(f":{hist}", "-m"), Viewer.parse(f":{hist.parent}/./hist.txt", "-r")
     for solve in range(2):
-        norms.write(f"norm {solve}", first=True)
+        norms.write(f"norm {solve}")
         reasons.write(f"reason {solve}")
     assert hist.read_text() == "norm 0\nreason 0\nnorm 1\nreason 1\n"
 
@@ -95,13 +95,13 @@ def test_a_first_line_that_is_not_iteration_0_replaces_too(hist: Path) -> None:
 
 def test_append_keeps_the_earlier_job(hist: Path) -> None:
     viewer = Viewer.parse(f":{hist}::append", "-m")
-    viewer.write("a", first=True)
+    viewer.write("a")
     viewer.write("b")
     assert hist.read_text() == "earlier job\na\nb\n"
 
 
 def test_no_file_is_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    Viewer.parse("", "-m").write("  0 SNES Function norm", first=True)
+    Viewer.parse("", "-m").write("  0 SNES Function norm")
     assert capsys.readouterr().out == "  0 SNES Function norm\n"
 
 

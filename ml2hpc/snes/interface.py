@@ -349,7 +349,7 @@ class SNES:
         norm = self.problem.space.norm(point.g)
         if self.monitor and self.problem.comm.rank == 0:
             detail = (update, point.f) if self.monitor.detail else None
-            self.monitor.write(norm_line(self.level, self.iteration, norm, detail), first=self.iteration == 0)
+            self.monitor.write(norm_line(self.level, self.iteration, norm, detail))
         self._test(point, norm, update)
         if self.observe is not None:
             said = self.observe(self, point, norm, update)

@@ -120,8 +120,7 @@ class CompactLBFGS(Inverse):
         self._order.clear()
 
     def state(self) -> Tree:
-        m = self.memory
-        rows = torch.stack([self.space.gather(self._rows[i]) for i in range(2 * m)])
+        rows = self.space.gather(self._rows.T.contiguous()).T.contiguous()
         return {"rows": rows.numpy(), "products": self._products.numpy(), "order": list(map(str, self._order))}
 
     def load(self, state: Tree) -> None:
@@ -178,9 +177,7 @@ class DenseInverse(Inverse):
         v = s / sy - hy / yhy
         columns = torch.stack([hy, v, s], 1)
         weights = torch.tensor([-1 / (yhy * tau), phi * yhy / tau, 1 / sy], dtype=space.dtype)
-        whole = (
-            columns if space.n_local == space.n else torch.stack([space.gather(c.contiguous()) for c in columns.T], 1)
-        )
+        whole = space.gather(columns)
         torch.addmm(self._matrix, columns * weights, whole.T, beta=1 / tau, out=self._matrix)
         along = space.mdot(columns.T.contiguous(), g_new)
         self._known = (g_new, hg_new / tau + columns @ (weights * along))
@@ -218,10 +215,7 @@ class DenseInverse(Inverse):
     def state(self) -> Tree:
         if self._matrix is None:
             return {"pairs": 0}
-        columns = (
-            [self.space.gather(c.contiguous()) for c in self._matrix.T] if self.space.n_local < self.space.n else []
-        )
-        whole = torch.stack(columns, 1) if columns else self._matrix
+        whole = self.space.gather(self._matrix)
         tree: Tree = {"pairs": self._pairs, "matrix": whole.numpy()}
         if self._known is not None:
             tree |= {"g": self.space.gather(self._known[0]).numpy(), "hg": self.space.gather(self._known[1]).numpy()}

@@ -40,7 +40,7 @@ class VectorSpace(ABC):
 
     @abstractmethod
     def gather(self, x: Tensor) -> Tensor:
-        """Return the whole vector, shape (n,), from slices (n_local,). Collective if sharded."""
+        """Return the whole, shape (n,) or (n, m), from slices (n_local,) or (n_local, m). Collective if sharded."""
 
     def zeros(self) -> Tensor:
         """Return the zero vector. Not collective."""
@@ -103,4 +103,6 @@ class Sharded(VectorSpace):
         return torch.from_numpy(parts).sum(0)
 
     def gather(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.comm.allgather_parts(x.numpy(), self._sizes))
+        columns = x.shape[1:].numel()
+        parts = self.comm.allgather_parts(x.reshape(-1).numpy(), [n * columns for n in self._sizes])
+        return torch.from_numpy(parts).view(-1, *x.shape[1:])
