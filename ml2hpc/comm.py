@@ -44,7 +44,7 @@ _FIRST_PAUSE = 2e-5  # seconds
 _OVERSLEEP = 0.03  # a pause is at most this part of the time waited so far
 _LONGEST_PAUSE = 2e-4  # seconds: 5000 polls a second take 2 % to 5 % of a core
 _PATIENCE = 1.0  # seconds that a rank with bad input waits for the others to find the same
-_FORWARDING = 0.1  # seconds for the launcher to pass the message on; what it has not when the job ends may be lost
+_FORWARDING = 0.4  # seconds for the launcher to pass the message on; what it has not when the job ends may be lost
 
 
 class Communicator:

@@ -19,10 +19,13 @@ import numpy as np
 from ml2hpc.io import store
 
 TARGET = 4.6e-4
-BASE = "-pinn_error_interval 1 -checkpoint_interval 1e9 -max_time 240 -seed"
+BASE = (
+    "-pinn_error_interval 1 -checkpoint_interval 1e9 -max_time 240 -snes_max_it 60 -npc_sub_snes_max_it 10 "
+    "-options_left no -seed"
+)
 TREES = {
+    "k_s 5, outer L-BFGS 10 (the main job)": "-npc_sub_snes_max_it 5 -snes_max_it 120",
     "k_s 10, outer L-BFGS 10": "",
-    "k_s 5, outer L-BFGS 10": "-npc_sub_snes_max_it 5 -snes_max_it 120",
     "k_s 20, outer L-BFGS 10": "-npc_sub_snes_max_it 20",
     "k_s 10, outer L-BFGS 3": "-snes_qn_m 3",
     "k_s 10, outer SS-Broyden": "-snes_qn_type ssbroyden",
