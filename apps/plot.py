@@ -432,5 +432,8 @@ def _arguments(arguments: Sequence[str]) -> tuple[list[Path], Database]:
     return [Path(file) for file in files], Database.from_sources(argv=words, environment={})
 
 
+# test: mpirun -n 2 python -m ml2hpc.apps.pinn -snes_max_it 1 -pinn_points 200 -net_depth 2 -npc_dm_subdomains 2
+# test: python -m ml2hpc.apps.plot run.h5
+# test: test -s run_solution.png -a -s run_convergence.png
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

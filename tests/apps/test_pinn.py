@@ -195,6 +195,7 @@ def test_a_signal_to_one_rank(runs, number, status):
         assert time.monotonic() - start < 10
     finally:
         job.kill()
+        job.communicate()
     if status is None:
         assert job.returncode != 0
     else:
