@@ -60,7 +60,7 @@ from ml2hpc.log.work import MEASURES
 from ml2hpc.options import Database, option
 from ml2hpc.problem import guard
 from ml2hpc.problem.ansatz import collocate
-from ml2hpc.problem.equations import equation
+from ml2hpc.problem.equations import canonical, equation
 from ml2hpc.problem.network import DenseNetwork, NetworkOptions
 from ml2hpc.problem.pde import PDE
 from ml2hpc.problem.pinn import Model, PinnProblem
@@ -202,7 +202,8 @@ def main(argv: list[str]) -> None:
     run = Run("pinn", argv)
     pde, options, model, x = build(run.database, run.dtype, run.options.seed)
     solver = run.solver(TREE, ALWAYS)
-    run.ready()
+    run.ready(solver)
+    run.canonical["pinn_problem"] = canonical(options.problem)
 
     terms = collocate(
         pde,
@@ -219,7 +220,7 @@ def main(argv: list[str]) -> None:
     assert isinstance(network, DenseNetwork)
     net = network.options
     identity = {
-        "problem": options.problem,
+        "problem": canonical(options.problem),
         "network": (
             f"{net.type} {net.depth} x {net.width} {'adaptive ' * net.adaptive}{net.activation}, {len(x)} parameters"
         ),
@@ -234,14 +235,19 @@ def main(argv: list[str]) -> None:
     def measure(solver: SNES, point: Point) -> dict[str, float]:
         every = options.error_interval
         wanted = every > 0 and solver.iteration % every == 0 and point.finite
-        errors = solution.errors(problem.space.gather(solver.problem.space.gather(point.x))) if wanted else None
+        errors = solution.errors(solver.problem.space.gather(point.x)) if wanted else None
         return {"error": errors[0] if errors else float("nan")}
 
     def describe(point: Point, last: bool) -> Tree:
         whole = solver.problem.space.gather(point.x)
         fields = solution.fields(whole)
         return {
-            "configuration": {"problem": options.problem, "title": title, "coordinates": " ".join(pde.coordinates)},
+            "configuration": {
+                "problem": canonical(options.problem),
+                "title": title,
+                "coordinates": " ".join(pde.coordinates),
+                "fields": " ".join(pde.fields),
+            },
             "solution": {**fields, "points": xdmf.points(solution.axes)},
         }
 

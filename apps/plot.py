@@ -141,9 +141,8 @@ def _load(path: Path, name: str) -> Run:
         history = {key: np.asarray(columns[key], dtype=np.float64) for key in (*WORK, *MERIT) if key in columns}
         solution = tree.get("solution", {})
         axes = {key: solution[key] for key in configuration["coordinates"].split()} if solution else {}
-        fields = [
-            _field(solution, key) for key in sorted(solution) if key == "u" or (key[:1] == "u" and key[1:].isdigit())
-        ]
+        names = configuration["fields"].split() if solution else []
+        fields = [_field(solution, key, str(k) if len(names) > 1 else "") for k, key in enumerate(names)]
         run = Run(path, name, configuration["title"], configuration["solver"], axes, fields, history)
     except KeyError as error:
         raise FileError(f"{path} is a run without {error.args[0]!r}: it cannot be drawn") from error
@@ -151,8 +150,7 @@ def _load(path: Path, name: str) -> Run:
     return run
 
 
-def _field(solution: Mapping[str, Any], name: str) -> Field:
-    number = name[1:]
+def _field(solution: Mapping[str, Any], name: str, number: str) -> Field:
     reference, error = solution.get(f"reference{number}"), solution.get(f"error{number}")
     if error is None and reference is not None:
         error = solution[name] - reference

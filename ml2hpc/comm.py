@@ -10,6 +10,7 @@ compute with the same numbers must get the same last bit to take the same branch
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import math
@@ -44,6 +45,7 @@ _FIRST_PAUSE = 2e-5  # seconds
 _OVERSLEEP = 0.03  # a pause is at most this part of the time waited so far
 _LONGEST_PAUSE = 2e-4  # seconds: 5000 polls a second take 2 % to 5 % of a core
 _PATIENCE = 1.0  # seconds that a rank with bad input waits for the others to find the same
+_LAST_PATIENCE = 20.0  # seconds that a rank at its end waits for the others: rank 0 may still print and write
 _FORWARDING = 0.4  # seconds for the launcher to pass the message on; what it has not when the job ends may be lost
 
 
@@ -225,7 +227,16 @@ def end_all_on_error() -> None:
     else prints the rank's traceback and ends all ranks at once. Collective.
     """
     # A communicator of its own: on another one the last barrier would be taken for what the others wait in.
-    sys.excepthook = functools.partial(_end_all, MPI.COMM_WORLD.Dup())
+    world = MPI.COMM_WORLD.Dup()
+    sys.excepthook = functools.partial(_end_all, world)
+    atexit.register(_leave_together, world)
+
+
+def _leave_together(world: MPI.Intracomm) -> None:
+    """End the job if only some ranks leave, by sys.exit in user code; MPI would wait for the others for ever."""
+    if not _all_here(world, _LAST_PATIENCE):
+        _say(f"ml2hpc: rank {world.rank} of {world.size} left, not all, ending all ranks")
+        MPI.COMM_WORLD.Abort(1)
 
 
 def _end_all(
@@ -240,7 +251,9 @@ def _end_all(
         met = _all_here(world)
         what = f"error: {error}" if isinstance(error, UserError) else "interrupted"
         if not met:
-            _say(f"ml2hpc: rank {world.rank} of {world.size}, not all, ended with: {what}")
+            cause = error.__cause__
+            told = "".join(traceback.format_exception(cause)).rstrip() if cause is not None else ""
+            _say(f"ml2hpc: rank {world.rank} of {world.size}, not all, ended with: {what}\n{told}".rstrip())
         elif world.rank == 0:
             _say(f"ml2hpc: {what}")
         together = met and isinstance(error, UserError)  # an interrupt leaves messages on their way
@@ -258,12 +271,12 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _all_here(world: MPI.Intracomm) -> bool:
-    """Return whether every rank reaches this point within _PATIENCE. Collective if it can be."""
+def _all_here(world: MPI.Intracomm, patience: float = _PATIENCE) -> bool:
+    """Return whether every rank reaches this point within `patience` seconds. Collective if it can be."""
     if world.size == 1:
         return True
     request = world.Ibarrier()
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + patience
     while not request.Test():
         if time.monotonic() > end:
             return False

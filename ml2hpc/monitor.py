@@ -52,6 +52,22 @@ class Viewer:
             )
         return cls(file, form == "ascii_info_detail", _MODES[mode])
 
+    def check(self) -> None:
+        """Begin the file, if there is one, as `write` would. Not collective.
+
+        Raises
+        ------
+        FileError
+            If it cannot be written.
+        """
+        if self.file:
+            self._append("")
+
+    def join(self) -> None:
+        """Take the file as begun by another rank: add to it. Not collective."""
+        if self.file:
+            _begun.add(Path(self.file).resolve())
+
     def write(self, text: str) -> None:
         """Write lines to the file or to standard output. Not collective.
 
@@ -66,10 +82,13 @@ class Viewer:
         if not self.file:
             print(text, flush=True)
             return
+        self._append(text + "\n")
+
+    def _append(self, text: str) -> None:
         path = Path(self.file).resolve()
         try:
             with path.open("a" if path in _begun else self.mode, encoding="utf-8") as stream:
-                stream.write(text + "\n")
+                stream.write(text)
         except OSError as error:
             raise FileError(f"{self.file}: cannot be written: {error.strerror}") from error
         _begun.add(path)

@@ -9,11 +9,13 @@ run.solve(problem, x, ...)           minimise, recording, with checkpoints
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from ml2hpc import __version__, log
 from ml2hpc.comm import Communicator, Wait, end_all_on_error
-from ml2hpc.errors import DivergedError, FileError, UserError
+from ml2hpc.errors import DivergedError, FileError, OptionsError, UserError
 from ml2hpc.io import store
 from ml2hpc.monitor import History, Progress, Viewer
 from ml2hpc.options import Database, option
@@ -31,10 +33,13 @@ from ml2hpc.problem.interface import Problem, ShardedProblem
 from ml2hpc.snes import SNES, Point, Reason, create
 from ml2hpc.vec import Layout
 
+_OF_THE_TREE = re.compile(r"(^|_)(snes|dm)_")
+
 T = TypeVar("T")
 Tree = dict[str, Any]
 
 REQUEUE = 85  # exit status after a signal: a checkpoint is written, run again with -restart
+_CUMULATIVE = ("seconds", "waiting", "reductions", "bytes")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # Options of one job that the job that goes on from its file does not inherit.
 _OF_ONE_JOB = (
@@ -54,18 +59,18 @@ _OF_ONE_JOB = (
 class Options:
     """Options of every app."""
 
-    output: str = option("run.h5", "results and checkpoint; the file before it is kept as *.previous.h5")
+    output: str = option("run.h5", "results and checkpoint, *.h5; the file before it is kept as *.previous.h5")
     restart: str | None = option(None, "go on from this file, with its options unless others are given")
     restart_state: Literal["all", "parameters"] = option(
         "all", "go on exactly, or start the solver anew from the file's parameters"
     )
     checkpoint_interval: float = option(60.0, "seconds between two checkpoints", at_least=0.0)
-    max_time: float = option(float("inf"), "seconds of solving after which this job stops", above=0.0)
+    max_time: float = option(float("inf"), "seconds after which this job stops, at the end of an iteration", above=0.0)
     dtype: Literal["float64", "float32"] = option("float64", "floating-point type")
-    seed: int = option(0, "seed of the network's weights and of the points", at_least=0)
-    threads: int = option(1, "threads per rank", at_least=1)
+    seed: int = option(0, "seed of the network's weights and of the points", at_least=0, at_most=2**31 - 1)
+    threads: int = option(1, "threads per rank", at_least=1, at_most=1024)
     vec_type: Literal["replicated", "sharded"] = option(
-        "replicated", "keep whole vectors on every rank, or split them and the quasi-Newton memory over the ranks"
+        "replicated", "keep whole vectors on every rank, or split them and the outer quasi-Newton memory over the ranks"
     )
     comm_wait: Wait = option("auto", "a waiting rank spins, or yields its core; auto yields with more ranks than cores")
     options_view: bool = option(False, "print the options in force")
@@ -90,7 +95,8 @@ class Run:
         self.comm = Communicator.world()
         self.log = self.comm.log
         self.started = time.perf_counter()
-        self.earlier = 0.0  # seconds of the runs that this one goes on from
+        self.earlier = dict.fromkeys(_CUMULATIVE, 0.0)  # of the runs that this one goes on from
+        self.canonical: dict[str, str] = {}  # options as another folder would have to spell them
         self.restored: Tree | None = None
         self.database = self._options(argv)
         self.options = self.read(Options, stem="", title=f"ml2hpc {app}")
@@ -116,7 +122,10 @@ class Run:
                 if peek is not None:
                     restored = store.read(peek, "run")
                     found = Database.from_sources(argv=argv, environment=os.environ)
-                    found = found.under(restored["configuration"]["given"], f"restart file {peek}")
+                    given = restored["configuration"]["given"]
+                    if found.has("snes_type"):  # another tree: nothing of the old one stays
+                        given = {k: v for k, v in given.items() if not _OF_THE_TREE.search(k)}
+                    found = found.under(given, f"restart file {peek}")
             except (UserError, KeyError) as caught:
                 missing = isinstance(caught, KeyError)
                 error = FileError(f"{peek}: holds no configuration {caught}") if missing else caught
@@ -128,7 +137,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """Seconds since the first start, those of earlier jobs included."""
-        return self.earlier + self.log.seconds
+        return self.earlier["seconds"] + self.log.seconds
 
     def read(self, schema: type[T], *, stem: str, title: str, defaults: dict[str, Any] | None = None) -> T:
         """Return an app's options. Not collective."""
@@ -146,8 +155,8 @@ class Run:
         """
         return create(self.database, defaults=always if self.database.has("snes_type") else always | tree)
 
-    def ready(self) -> None:
-        """Answer -help; raise on options that nothing has read; check the output. Collective.
+    def ready(self, solver: SNES) -> None:
+        """Answer -help; raise on options that nothing has read; check the files to be written. Collective.
 
         Raises
         ------
@@ -157,15 +166,32 @@ class Run:
         if self.database.flag("help") or self.database.flag("h"):
             self.print(self.database.help_text())
             self._leave(0)
-        viewer = self.options.log_view
-        if viewer is not None:
-            Viewer.parse(viewer, "-log_view")
+        if self.options.restart is None and self.options.restart_state != "all":
+            raise OptionsError(f"-restart_state {self.options.restart_state}: there is no -restart")
+        if not self.options.output.endswith(".h5"):
+            raise OptionsError(f"-output {self.options.output}: the name must end in .h5")
         warning = self.database.check_unused()
         if warning:
             self.print(f"warning: {warning}")
         if self.options.options_view:
             self.print(self.database.view_text())
-        self._on_root(lambda: store.check_writable(self.options.output))
+        viewers = [
+            v for node in nodes(solver) for v in (node.monitor, node.reason_viewer, node.viewer) if v is not None
+        ]
+        if self.options.log_view is not None:
+            viewers.append(Viewer.parse(self.options.log_view, "-log_view"))
+        self._on_root(lambda: self._check_files(viewers))
+        for viewer in viewers:
+            viewer.join()
+
+    def _check_files(self, viewers: Sequence[Viewer]) -> None:
+        """See that all files can be written, before hours of work depend on it."""
+        target = Path(self.options.output)
+        if target.is_dir():
+            raise FileError(f"-output {target} is a folder")
+        store.check_writable(target)
+        for viewer in viewers:
+            viewer.check()
 
     def print(self, text: str) -> None:
         """Print on rank 0. Not collective."""
@@ -214,6 +240,7 @@ class Run:
         with self.log.event("SNESSetUp"):
             solver.set_up(problem)
         start = self._restore(solver, problem)
+        self._first_iteration = solver.iteration
         self._watch(solver)
         if isinstance(start, Point):
             point = solver.resume(start)
@@ -243,9 +270,9 @@ class Run:
             gradient_norm=norm,
             update_norm=update,
             seconds=self.seconds,
-            waiting=total.waiting,
-            reductions=total.reductions,
-            bytes=total.bytes,
+            waiting=self.earlier["waiting"] + total.waiting,
+            reductions=self.earlier["reductions"] + total.reductions,
+            bytes=self.earlier["bytes"] + total.bytes,
             **solver.work.columns(),
             **extra,
         )
@@ -262,7 +289,9 @@ class Run:
         flags = np.array([self._signal, elapsed > self.options.max_time, due], dtype=np.float64)
         caught, late, due_somewhere = self.comm.largest(flags)
         budget = solver.options.max_it
-        part = max(solver.iteration / budget if budget else 1.0, elapsed / self.options.max_time)
+        first = self._first_iteration
+        done = (solver.iteration - first) / (budget - first) if budget > first else 1.0
+        part = max(done, elapsed / self.options.max_time)
         if self.comm.rank == 0:
             text = f"{self.app}: iteration {solver.iteration}, objective {point.f:.3e}"
             self.progress.show(text, elapsed, min(part, 1.0))
@@ -296,8 +325,8 @@ class Run:
                     "parameters": space.n,
                     "reason": solver.reason.name,
                     "identity": self.identity,
-                    "given": {k: v for k, v in self.database.given().items() if k not in _OF_ONE_JOB},
-                    "options": self.database.effective(),
+                    "given": self._elsewhere(self.database.given(), _OF_ONE_JOB),
+                    "options": self._elsewhere(self.database.effective()),
                     **described.pop("configuration", {}),
                 },
                 "history": {name: h.table() for name, h in self.history.items() if len(h)},
@@ -306,13 +335,16 @@ class Run:
                     "gradient": g.numpy(),
                     "residual": r.numpy(),
                     "objective": point.f,
-                    "seconds": self.seconds,
                     "solver": state,
                 },
                 **described,
             }
             self._on_root(lambda: store.write(self.options.output, tree, "run"))
         self._last_checkpoint = time.perf_counter()
+
+    def _elsewhere(self, options: dict[str, str], but: Sequence[str] = ()) -> dict[str, str]:
+        """Return options as a job in another folder understands them."""
+        return {k: self.canonical.get(k, v) for k, v in options.items() if k not in but}
 
     def _restore(self, solver: SNES, problem: Problem) -> Point | Tensor | None:
         """Return the loaded point, only its parameters, or None without -restart."""
@@ -339,9 +371,9 @@ class Run:
                     f"{path}: its solver is {other}, here it is {mine}; use the same options, "
                     f"or -restart_state parameters to start this solver from the network of the file"
                 )
-            self.earlier = float(saved["seconds"])
             for name, table in tree["history"].items():
                 self.history.setdefault(name, History()).load(table)
+            self.earlier = {name: float(tree["history"]["outer"][name][-1]) for name in _CUMULATIVE}
             solver.load(saved["solver"])
             g, r = (torch.from_numpy(saved[k]) for k in ("gradient", "residual"))
             same = torch.equal(g, r)
@@ -366,8 +398,9 @@ class Run:
         fresh = solver.iteration == 0 and not point.finite
         if not fresh:
             self._checkpoint(solver, point, last=True)
-        if solver.options.view is not None:
-            self._show(Viewer.parse(solver.options.view, "-snes_view"), solver.view())
+        for node in nodes(solver):
+            if node.viewer is not None:
+                self._show(node.viewer, node.view())
         if self.options.log_view is not None:
             logs = self.comm.gather(self.log)
             work = {node.prefix: node.work for node in nodes(solver)}

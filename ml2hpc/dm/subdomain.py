@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ml2hpc.problem.interface import Block, Problem
+from ml2hpc.log import Work
+from ml2hpc.problem.interface import Block, Cost, Problem
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class Local(ABC):
             L(x).
         """
 
-    def prefix_cost(self, whole: Problem) -> float:
-        """Floating-point operations that `begin` spends on the frozen prefix."""
-        return 0.0
+    @abstractmethod
+    def begin_work(self, whole: Problem, unit: Cost) -> Work:
+        """Return what `begin` evaluates, in units of the whole problem's evaluations. Not collective."""
 
 
 class RestrictedLocal(Local):
@@ -79,8 +80,11 @@ class RestrictedLocal(Local):
         start = self._restriction.rebase(x)
         return start, f, None if g is None else g[self._indices].clone()
 
-    def prefix_cost(self, whole: Problem) -> float:
-        return whole.cost.objective - self.problem.cost.objective
+    def begin_work(self, whole: Problem, unit: Cost) -> Work:
+        work = Work()
+        # The frozen prefix is part of an objective, not an evaluation of its own.
+        work.counts[0, 2] = (whole.cost.objective - self.problem.cost.objective) / unit.objective
+        return work
 
 
 class SampledLocal(Local):
@@ -97,5 +101,7 @@ class SampledLocal(Local):
         self.problem = self._sampled.shift(slope)
         return x.clone(), value + self.problem.space.dot(slope, x), g.clone()
 
-    def prefix_cost(self, whole: Problem) -> float:
-        return self._sampled.cost.gradient
+    def begin_work(self, whole: Problem, unit: Cost) -> Work:
+        work = Work()
+        work.add("gradients", self._sampled.cost.gradient / unit.gradient)
+        return work

@@ -12,7 +12,7 @@ there. `has` and `has_prefix` only ask and mark nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -175,18 +175,6 @@ class Database:
             for name in self._in_force
             for start in stripped
         )
-
-    def names_given(self) -> tuple[str, ...]:
-        """List the names as the user gave them, each once, the weakest source first. Not collective."""
-        return tuple(dict.fromkeys(entry.given for entry in self._entries))
-
-    def names_read(self) -> frozenset[str]:
-        """List all names that look-ups may have found, for the other ranks' `mark_read`. Not collective."""
-        return frozenset(self._read)
-
-    def mark_read(self, names: Iterable[str]) -> None:
-        """Count names as read that another rank has read: its subdomains are not ours. Not collective."""
-        self._read.update(normalise(name) for name in names)
 
     def check_unused(self) -> str:
         """Complain about options that nothing has read, as `-options_left` says. Not collective.

@@ -171,7 +171,10 @@ def collocate(
     terms = [_term(pde, "residual", 1.0, inside, None, pde.residual)]
     Trial(pde, inside[:, :2], terms[0].indices)  # user errors before anything is computed
     names = Counter({"residual": 1})
-    for number, condition in enumerate(_conditions(pde)):
+    conditions = _conditions(pde)
+    if not pde.hard and not conditions:
+        raise UserError(f"soft conditions: {type(pde).__name__}.conditions() lists none, so any solution would do")
+    for number, condition in enumerate(conditions):
         here, there = _face(pde, condition, n_face, sampler, seed + 1 + number, dtype)
         names[condition.name] += 1
         name = condition.name if names[condition.name] == 1 else f"{condition.name}_{names[condition.name]}"

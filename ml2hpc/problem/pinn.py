@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ml2hpc.comm import Communicator
+from ml2hpc.problem import guard
 from ml2hpc.problem.ansatz import Term, Trial, residuals
 from ml2hpc.problem.autograd import AutogradEngine
 from ml2hpc.problem.engine import Batch, Engine, Window
@@ -33,6 +34,7 @@ class _Chunk:
     """Consecutive points of one term with what is kept for them."""
 
     number: int
+    name: str  # of the term, with the equation's class
     term: Term
     engine: Engine[Any]
     batch: Batch
@@ -78,6 +80,7 @@ class _Evaluation:
         x = term.all_points().contiguous()
         return _Chunk(
             number,
+            f"{type(self._model.pde).__name__}.{term.name}",
             term,
             engine,
             engine.batch(x),
@@ -137,7 +140,8 @@ class _Evaluation:
     @staticmethod
     def _loss(chunk: _Chunk, u: Tensor) -> Tensor:
         fields = chunk.trial.fields(u, pairs=chunk.term.partner is not None)
-        parts = [torch.dot(r, r) for r in residuals(chunk.term.residual(chunk.points, *fields))]
+        values = guard.call(chunk.name, chunk.term.residual, chunk.points, *fields)
+        parts = [torch.dot(r, r) for r in residuals(values)]
         total = parts[0]
         for other in parts[1:]:
             total = total + other

@@ -101,6 +101,9 @@ def create(
         npc.is_inner = True
     elif generic.npc_side != "default":
         raise OptionsError(f"-{prefix}snes_npc_side {generic.npc_side}: there is no -{prefix}npc_snes_type")
+    side = kind.sides[0] if npc is not None and generic.npc_side == "default" else generic.npc_side
+    if generic.npc_lag > 1 and side != "right":
+        raise OptionsError(f"-{prefix}snes_npc_lag {generic.npc_lag}: needs a nonlinear preconditioner on the right")
     solver = SNES(method, generic, search, npc, prefix=prefix, level=level, spawn=spawn, read=read)
     method.configure(solver)
     return solver

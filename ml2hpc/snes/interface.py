@@ -208,6 +208,7 @@ class SNES:
             self.side = method.sides[0] if options.npc_side == "default" else options.npc_side
         self.monitor = self._viewer("monitor", options.monitor)
         self.reason_viewer = self._viewer("converged_reason", options.converged_reason)
+        self.viewer = self._viewer("view", options.view)
         self.observe: Observer | None = None  # the run's say after every iteration
         self.work = Work()
         self.iteration = 0
@@ -317,6 +318,8 @@ class SNES:
 
     def _iterate(self, point: Point) -> Point:
         half = self._precondition(point)
+        if self.reason != Reason.CONVERGED_ITERATING:
+            return point
         step = self.method.step(self, half)
         moved = step.point.f < point.f
         broken = step.reason != Reason.DIVERGED_LINE_SEARCH
@@ -331,6 +334,8 @@ class SNES:
         if self.npc is None or self.side != "right" or self.iteration % self.options.npc_lag:
             return point
         half = self._apply(point)
+        if self.npc.reason.is_failure:
+            self._end(Reason.DIVERGED_INNER, f"{self.npc.prefix}: {self.npc.reason.name} {self.npc.failure}".rstrip())
         if half.f <= point.f and half.finite:
             return half
         self.rejected += 1
@@ -423,14 +428,15 @@ class SNES:
                 *(f"    {line}" for line in self.linesearch.view()),
             ]
         if self.npc is not None:
-            lines += [f"  nonlinear preconditioner on the {self.side}, every {o.npc_lag} iteration(s)"]
+            often = f", every {o.npc_lag} iterations" if o.npc_lag > 1 else ""
+            lines += [f"  nonlinear preconditioner on the {self.side}{often}, steps rejected={self.rejected}"]
             lines += [_indent(self.npc.view(), 2)]
         return "\n".join(lines)
 
     def brief(self) -> str:
         """Return the tree below this solver in a line, such as "qn(lbfgs 10) + npc nasm(...) of qn(ssbroyden)"."""
         text = " of ".join([self.method.brief(), *(child.brief() for _, child in self.method.inner())])
-        return f"{text} + npc {self.npc.brief()}" if self.npc is not None else text
+        return f"{text} + {self.side} npc {self.npc.brief()}" if self.npc is not None else text
 
 
 def _indent(text: str, blanks: int) -> str:

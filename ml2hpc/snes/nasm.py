@@ -60,7 +60,9 @@ class Nasm(Method):
 
     def configure(self, solver: SNES) -> None:
         self._dm = solver.read(dm.Options, "dm_", "Decomposition (DM)")
-        local = {"snes_type": "qn", "snes_max_it": 50, "snes_stol": 0.0, "snes_max_funcs": 10**9}
+        # A sampled loss with a shift has no lower bound of its own: few steps, or the local solve runs away.
+        steps = 3 if self._dm.decomposition == "samples" else 50
+        local = {"snes_type": "qn", "snes_max_it": steps, "snes_stol": 0.0, "snes_max_funcs": 10**9}
         self._pattern = solver.spawn("sub_", local)
         self._subs = [solver.spawn(f"sub_{k}_", local, listed=False) for k in range(self._dm.subdomains)]
         self._subspace = None
@@ -121,7 +123,7 @@ class Nasm(Method):
         start, f_start, g_start = local.begin(x, f, g)
         sub.problem = local.problem
         sub.work.clear()
-        sub.work.counts[0, 2] += local.prefix_cost(solver.problem) / solver.unit.objective
+        sub.work.sequential([local.begin_work(solver.problem, solver.unit)])
         end = sub.solve(start, None if g_start is None else (f_start, g_start))
         return _Solved(end.x - start, Work(sub.work.counts))
 
@@ -166,7 +168,7 @@ class Nasm(Method):
         if how == "average":
             x = point.x + (damping / len(corrections)) * total
             new = solver.point(x, *solver.gradient(x))
-            return Step(new) if new.finite else Step.broken(point, "after the averaged correction")
+            return self._checked(point, new, "after the averaged correction")
         return self._search(solver, point, -damping * total)
 
     @staticmethod
@@ -207,7 +209,14 @@ class Nasm(Method):
             first = False
         x = solver.problem.space.local(x).clone()
         new = solver.point(x, *solver.gradient(x))
-        return Step(new) if new.finite else Step.broken(point, "after the sweep")
+        return self._checked(point, new, "after the sweep")
+
+    @staticmethod
+    def _checked(old: Point, new: Point, when: str) -> Step:
+        """Return the step unless it raises L."""
+        if not new.finite:
+            return Step.broken(old, when)
+        return Step(new) if new.f <= old.f else Step(old, f"{when}: the objective rises")
 
     def state(self, solver: SNES) -> Tree:
         comm = solver.problem.comm
@@ -217,12 +226,16 @@ class Nasm(Method):
         }
         gathered = comm.gather(spoken)
         tree: Tree = {"pattern_work": self._pattern.work.counts.copy()}
+        if self._subspace is not None:
+            tree["subspace"] = self._subspace.state()
         for part in gathered or []:
             tree |= part
         return tree
 
     def load(self, solver: SNES, state: Tree) -> None:
         self._pattern.work = Work(state["pattern_work"])
+        if self._subspace is not None:
+            self._subspace.load(state["subspace"])
         for k in self._mine:
             self._subs[k].load(state[f"sub_{k}"])
 

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
 from ml2hpc.snes.interface import SNES, DirectionMethod, Point, Tree
 from ml2hpc.snes.secant import CompactLBFGS, DenseInverse, Inverse
@@ -62,6 +63,12 @@ class QuasiNewton(DirectionMethod):
         self._velocity: Tensor | None = None
         self._previous: Tensor | None = None  # the residual of the step before, for Powell's test
         self._learnt: Point | None = None  # where the last step ended
+        self._accepted = 0  # steps since the last reset
+        if o.momentum < 1.0 and o.type.startswith("ss"):
+            raise OptionsError(
+                f"-{solver.prefix}snes_qn_momentum {o.momentum:g}: self-scaling needs steps along H r; "
+                f"use 1, or -{solver.prefix}snes_qn_type lbfgs or bfgs"
+            )
 
     def begin(self, solver: SNES) -> None:
         self._learnt = None
@@ -70,9 +77,9 @@ class QuasiNewton(DirectionMethod):
             self.reset()
 
     def reset(self) -> bool:
-        had = self.inverse.pairs > 0 or self._velocity is not None
+        had = self._accepted > 0
         self.inverse.reset()
-        self._velocity = None
+        self._velocity, self._learnt, self._accepted = None, None, 0
         return had
 
     def direction(self, solver: SNES, point: Point) -> Tensor:
@@ -95,6 +102,7 @@ class QuasiNewton(DirectionMethod):
         exact = self.options.momentum == 1.0 and self.inverse.pairs > 0
         self._learn(solver, old, new, step if exact else None)
         self._learnt = new
+        self._accepted += 1
 
     def _learn(self, solver: SNES, old: Point, new: Point, step: float | None) -> None:
         s, y = new.x - old.x, new.r - old.r
@@ -120,7 +128,7 @@ class QuasiNewton(DirectionMethod):
 
     def state(self, solver: SNES) -> Tree:
         gather = solver.problem.space.gather
-        tree: Tree = {"inverse": self.inverse.state()}
+        tree: Tree = {"inverse": self.inverse.state(), "accepted": self._accepted, "learns": self._learnt is not None}
         for name, vector in (("velocity", self._velocity), ("previous", self._previous)):
             if vector is not None:
                 tree[name] = gather(vector).numpy()
@@ -130,12 +138,14 @@ class QuasiNewton(DirectionMethod):
         space = solver.problem.space
         self.inverse.load(state["inverse"])
         vectors = {k: space.local(torch.from_numpy(state[k])).clone() for k in ("velocity", "previous") if k in state}
+        self._accepted = int(state["accepted"])
+        self._resumes = bool(state["learns"])
         self._velocity = vectors.get("velocity")
         self._previous = vectors.get("previous")
 
     def resume(self, solver: SNES, point: Point) -> None:
         self.inverse.recognise(point.r)
-        self._learnt = point
+        self._learnt = point if self._resumes else None
 
     def brief(self) -> str:
         return f"qn({self.options.type}{f' {self.options.m}' * (self.options.type == 'lbfgs')})"

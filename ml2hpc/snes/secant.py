@@ -59,7 +59,7 @@ class Inverse(ABC):
         """Take over a state. Not collective."""
 
     def recognise(self, g: Tensor) -> None:  # noqa: B027 - only a dense matrix keeps a product
-        """After `load`: tell that the solve goes on from the residual g. Not collective."""
+        """After `load`: tell that the solve goes on from the residual g. Collective if the space is sharded."""
 
 
 class CompactLBFGS(Inverse):
@@ -81,10 +81,11 @@ class CompactLBFGS(Inverse):
         self._rows = torch.zeros(2 * memory, space.n_local, dtype=space.dtype)  # S' above Y'
         self._products = torch.zeros(2 * memory, 2 * memory, dtype=space.dtype)  # all inner products of the rows
         self._order: list[int] = []  # places of the pairs, oldest first
+        self._learnt = 0
 
     @property
     def pairs(self) -> int:
-        return len(self._order)
+        return self._learnt
 
     def apply(self, g: Tensor) -> Tensor:
         if not self._order:
@@ -115,18 +116,26 @@ class CompactLBFGS(Inverse):
             self._products[row] = column
             self._products[:, row] = column
         self._order.append(place)
+        self._learnt += 1
 
     def reset(self) -> None:
         self._order.clear()
+        self._learnt = 0
 
     def state(self) -> Tree:
         rows = self.space.gather(self._rows.T.contiguous()).T.contiguous()
-        return {"rows": rows.numpy(), "products": self._products.numpy(), "order": list(map(str, self._order))}
+        return {
+            "rows": rows.numpy(),
+            "products": self._products.numpy(),
+            "order": list(map(str, self._order)),
+            "learnt": self._learnt,
+        }
 
     def load(self, state: Tree) -> None:
         self._rows = torch.from_numpy(state["rows"])[:, self.space.rows].clone()
         self._products = torch.from_numpy(state["products"]).clone()
         self._order = [int(i) for i in state["order"]]
+        self._learnt = int(state["learnt"])
 
 
 class DenseInverse(Inverse):
@@ -134,7 +143,8 @@ class DenseInverse(Inverse):
 
         H+ = (H - Hy (Hy)' / y'Hy + phi y'Hy v v') / tau + s s' / s'y,   v = s / s'y - Hy / y'Hy.
 
-    H g_new is formed once per step; H y and H+ g_new follow from it without touching the matrix again.
+    H g_new is formed once per step; H y and H+ g_new follow from it without touching the matrix again. The factors
+    depend on b = s'Bs / s'y with B = H^-1: s'Bs = lambda^2 g'Hg where s = -lambda H g; for other pairs b = 1 is taken.
 
     References
     ----------
@@ -165,14 +175,18 @@ class DenseInverse(Inverse):
         space = self.space
         sy, yy = space.mdot(torch.stack([s, y]), y).tolist()
         if self._matrix is None:
-            # The first pair sets the scale of the start matrix.
+            # The first pair sets the scale of the start matrix, (s'y / y'y) I, and needs no scaling beyond it.
             self._matrix = torch.zeros(space.n_local, space.n, dtype=space.dtype)
             self._matrix[torch.arange(space.n_local), torch.arange(space.n)[space.rows]] = sy / yy
             self._known, step = None, None
+        hg = self.apply(g)  # known from the direction; s = -lambda H g would carry the rounding of x + s
         hg_new = self.apply(g_new)
-        hy = hg_new - self.apply_known(g, s, step, hg_new, g_new)
-        gs, yhy = space.mdot(torch.stack([s, hy]), torch.stack([g, y], 1)).diagonal().tolist()
-        sbs = -step * gs if step is not None else sy
+        hy = hg_new - hg
+        ghg, yhy = space.mdot(torch.stack([hg, hy]), torch.stack([g, y], 1)).diagonal().tolist()
+        sbs = sy if step is None else step * step * ghg
+        if not (yhy > 0 and sbs > 0):  # round-off has cost H its definiteness
+            self.reset()
+            return
         tau, phi = self._factors(sy, yhy, sbs)
         v = s / sy - hy / yhy
         columns = torch.stack([hy, v, s], 1)
@@ -182,15 +196,6 @@ class DenseInverse(Inverse):
         along = space.mdot(columns.T.contiguous(), g_new)
         self._known = (g_new, hg_new / tau + columns @ (weights * along))
         self._pairs += 1
-
-    def apply_known(self, g: Tensor, s: Tensor, step: float | None, hg_new: Tensor, g_new: Tensor) -> Tensor:
-        """Return H g: from s = -lambda H g where that holds, else by a product."""
-        if step is not None:
-            return -s / step
-        self._known = None
-        result = self.apply(g)
-        self._known = (g_new, hg_new)
-        return result
 
     def _factors(self, sy: float, yhy: float, sbs: float) -> tuple[float, float]:
         """Return tau and phi."""
@@ -231,5 +236,5 @@ class DenseInverse(Inverse):
             self._known = (local[0], local[1])
 
     def recognise(self, g: Tensor) -> None:
-        if self._known is not None and torch.equal(self._known[0], g):
+        if self._known is not None and self.space.norm(self._known[0] - g) == 0.0:
             self._known = (g, self._known[1])

@@ -36,7 +36,10 @@ class Shell(Method):
     def configure(self, solver: SNES) -> None:
         if not self.options.step:
             raise UserError(f"-{solver.prefix}snes_type shell needs -{solver.prefix}snes_shell_step file.py:function")
-        self._user: UserStep = load(self.options.step, f"-{solver.prefix}snes_shell_step")
+        name = f"-{solver.prefix}snes_shell_step"
+        self._user: UserStep = load(self.options.step, name)
+        if not callable(self._user):
+            raise UserError(f"{name} {self.options.step}: is no function but {type(self._user).__name__}")
 
     def step(self, solver: SNES, point: Point) -> Step:
         x = self._user(solver.problem, point.x.clone(), point.r.clone())

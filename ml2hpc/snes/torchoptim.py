@@ -10,10 +10,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from ml2hpc.errors import OptionsError
+from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.options import option
 from ml2hpc.problem.interface import Problem
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
+from ml2hpc.vec import Sharded
+
+# Optimisers whose update of an entry reads that entry only, so that they may work on slices of a vector.
+_ELEMENTWISE = ("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 
 
 class TorchOptim(Method):
@@ -32,7 +36,7 @@ class TorchOptim(Method):
         lr: float = option(1e-3, "learning rate", above=0.0)
         arguments: str = option("{}", "further arguments as a YAML mapping, such as {betas: [0.9, 0.99]}")
         decay: float = option(1.0, "factor of the learning rate per 1000 iterations", above=0.0, at_most=1.0)
-        batch: int = option(0, "samples drawn for each step, the same for any number of ranks; 0 takes all", at_least=0)
+        batch: int = option(0, "samples drawn for each step, L is still evaluated after it; 0 takes all", at_least=0)
         seed: int = option(0, "seed of the draws", at_least=0)
         recycle: bool = option(True, "keep the optimiser's state from one solve to the next")
 
@@ -48,14 +52,22 @@ class TorchOptim(Method):
         if batch > samples:
             raise OptionsError(f"-{solver.prefix}snes_torchoptim_batch {batch}: there are {samples} samples")
 
+        if isinstance(solver.problem.space, Sharded) and type(self._optimiser).__name__ not in _ELEMENTWISE:
+            raise UnsupportedError(
+                f"-vec_type sharded: torch's {type(self._optimiser).__name__} reduces over its own slice only; "
+                f"use -vec_type replicated, or one of {', '.join(_ELEMENTWISE)}"
+            )
+
     def _make(self, solver: SNES) -> None:
         o = self.options
         option_name = f"-{solver.prefix}snes_torchoptim_"
-        known = {n.lower(): n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type)}
+        known = {
+            n.lower(): n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type) and n != "SparseAdam"
+        }
         kind = getattr(torch.optim, known.get(o.name.lower(), ""), None) if o.name.lower() in known else None
         if kind is None or not issubclass(kind, torch.optim.Optimizer) or kind is torch.optim.Optimizer:
-            names = ", ".join(sorted(set(known.values()) - {"Optimizer"}))
-            raise OptionsError(f"{option_name}name {o.name}: torch.optim has {names}")
+            listed = ", ".join(sorted(set(known.values()) - {"Optimizer"}))
+            raise OptionsError(f"{option_name}name {o.name}: torch.optim has {listed}")
         try:
             arguments: dict[str, Any] = yaml.safe_load(o.arguments) or {}
             self._optimiser = kind([self._x], lr=o.lr, **arguments)

@@ -37,6 +37,33 @@ class Late(Base):
         Late.calls += 1
         return u.t - u.xx - 1 if Late.calls < 400 else u.t * float("nan")
 
+class Named(Base):
+    fields = ("u", "x")
+    def residual(self, p, u, v):
+        return u.t - v.x
+
+class Nothing(Base):
+    def residual(self, p, u):
+        return u.t - u.xx
+
+class Two(Base):
+    fields = ("v", "w")
+    def residual(self, p, v, w):
+        return v.t - w.x, w.t - v.x
+    def distance(self, p):
+        return p.t
+    def lifting(self, p):
+        return torch.sin(p.x), torch.cos(p.x)
+
+class Leaves(Base):
+    calls = 0
+    def residual(self, p, u):
+        from mpi4py import MPI
+        Leaves.calls += 1
+        if Leaves.calls > 100 and MPI.COMM_WORLD.rank == 1:
+            raise SystemExit(3)
+        return u.t - u.xx - 1
+
 class OneRank(Base):
     calls = 0
     def residual(self, p, u):
@@ -113,7 +140,7 @@ def test_a_restart_continues_exactly_with_the_options_of_the_file(runs, ranks):
 
 def test_the_file_holds_what_it_should(runs):
     tree = store.read(runs / "straight.h5", "run")
-    assert tree["configuration"]["solver"] == "qn(lbfgs 10) + npc nasm(additive, 3 layers) of qn(ssbroyden)"
+    assert tree["configuration"]["solver"] == "qn(lbfgs 10) + right npc nasm(additive, 3 layers) of qn(ssbroyden)"
     assert tree["configuration"]["options"]["pinn_points"] == "400"
     history = tree["history"]["outer"]
     assert history["iteration"].tolist() == list(range(21))
@@ -140,6 +167,11 @@ def test_the_file_holds_what_it_should(runs):
         ("-restart problems.py", "problems.py is not an ml2hpc file"),
         ("-restart half.h5 -net_width 9", "network is 'mlp 3 x 8 tanh, 177 parameters' there"),
         ("-output nofolder/run.h5", "nofolder"),
+        ("-output run.xdmf", "-output run.xdmf: the name must end in .h5"),
+        ("-restart_state parameters", "-restart_state parameters: there is no -restart"),
+        ("-snes_monitor :nofolder/monitor.txt", "nofolder/monitor.txt: cannot be written"),
+        ("-pinn_problem problems.py:Named", "fields must be different names"),
+        ("-pinn_problem problems.py:Nothing -pinn_conditions soft", "Nothing.conditions() lists none"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_writes_nothing(runs, arguments, message):
@@ -172,8 +204,9 @@ def test_an_exception_on_one_rank_ends_the_job_with_its_traceback(runs):
     start = time.monotonic()
     done = launch(runs, 3, "-pinn_problem problems.py:OneRank -snes_max_it 5000 -output one.h5")
     assert done.returncode != 0
-    assert "ml2hpc: rank 1 of 3 failed" in done.stderr
-    assert "RuntimeError: only here" in done.stderr
+    assert "ml2hpc: rank 1 of 3, not all, ended with: error: OneRank.residual failed: RuntimeError: only" in done.stderr
+    assert "Traceback (most recent call last)" in done.stderr
+    assert 'raise RuntimeError("only here")' in done.stderr
     assert time.monotonic() - start < 60  # it does not hang
 
 
@@ -259,3 +292,33 @@ def test_options_come_from_files_and_the_environment_too(runs, monkeypatch):
     assert options["npc_sub_snes_qn_type"] == "bfgs"
     assert "-npc_sub_snes_max_it 1 # (source: command line)" in text
     assert "-snes_max_it 2 # (source: environment)" in text
+
+
+def test_a_rank_that_leaves_does_not_hang_the_others(runs):
+    done = launch(runs, 2, "-pinn_problem problems.py:Leaves -snes_max_it 100000 -snes_rtol 0 -output leaves.h5")
+    assert done.returncode != 0
+    assert "ml2hpc: rank 1 of 2 left, not all, ending all ranks" in done.stderr
+
+
+def test_another_tree_starts_from_the_network_of_a_file(runs):
+    """Nothing of the old tree stays when -snes_type is given; the network is the file's."""
+    options = "-restart half.h5 -restart_state parameters -snes_type qn -snes_max_it 0 -output network.h5"
+    succeed(runs, 2, options, small=False)
+    tree = store.read(runs / "network.h5", "run")
+    assert tree["configuration"]["solver"] == "qn(lbfgs 10)"
+    assert (parameters(runs / "network.h5") == parameters(runs / "half.h5")).all()
+
+
+def test_a_run_of_the_users_problem_goes_on_from_another_folder(runs, tmp_path):
+    small = SMALL.replace("-pinn_points 400", "-pinn_points 100")
+    succeed(runs, 1, f"{small} -pinn_problem problems.py:Two -snes_max_it 1 -output two.h5", small=False)
+    text = succeed(tmp_path, 1, f"-restart {runs / 'two.h5'} -snes_max_it 2", small=False)
+    assert "after 2 iterations" in text
+    solution = store.read(tmp_path / "run.h5", "run")["solution"]
+    np.testing.assert_allclose(solution["v"][:, 0], np.sin(solution["x"]), atol=1e-15)
+    np.testing.assert_allclose(solution["w"][:, 0], np.cos(solution["x"]), atol=1e-15)
+    drawn = subprocess.run(
+        [sys.executable, "-m", "ml2hpc.apps.plot", "run.h5"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "run_solution.png").exists()

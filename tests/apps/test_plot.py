@@ -38,8 +38,9 @@ def tree(coordinates: str = "x t", solver: str = "qn(lbfgs)", **solution: Any) -
     k = np.arange(12.0)
     history = {name: (i + 1) * k for i, name in enumerate(WORK)}
     history |= {"objective": 0.5**k, "error": np.where(k % 3, np.nan, 0.7**k), "reductions": k}
+    fields = " ".join(name for name in solution if name not in names and "r" not in name) or "u"
     return {
-        "configuration": {"title": "A $ problem", "coordinates": coordinates, "solver": solver, "ranks": 2},
+        "configuration": {"title": "A $ problem", "coordinates": coordinates, "fields": fields, "solver": solver},
         "history": {"outer": history, "npc_": {"iteration": k}},
         "solution": solution or {**axes, "u": reference + error, "reference": reference, "error": error},
     }
@@ -160,9 +161,9 @@ def test_several_outputs_and_odd_values(tmp_path: Path) -> None:
     u = np.add.outer(x, x)
     hole = u.copy()
     hole[2, 2] = np.nan
-    solution = {"x": x, "y": x, "u0": u, "u1": hole, "reference1": u, "u2": 0 * u, "reference2": 0 * u}
+    solution = {"x": x, "y": x, "v": u, "w": hole, "reference1": u, "u": 0 * u, "reference2": 0 * u}
     [run] = plot.load([Path(write(tmp_path / "run.h5", tree("x y", "adam", **solution)))])
-    assert [field.name for field in run.fields] == ["u0", "u1", "u2"]
+    assert [field.name for field in run.fields] == ["v", "w", "u"]
     assert plot.main([str(run.path)]) == 0
     check_picture(tmp_path / "run_solution.png")
 

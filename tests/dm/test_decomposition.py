@@ -146,7 +146,10 @@ def test_restricted_local_starts_with_a_slice_of_the_gradient() -> None:
     gradient += 1
     assert torch.equal(local.begin(x + 0.1, f, g)[0], (x + 0.1)[subdomain.block.indices])
     assert torch.equal(g, problem.gradient(x + 0.1))
-    assert local.prefix_cost(problem) == problem.cost.objective - local.problem.cost.objective > 0
+    prefix = 1 - local.problem.cost.objective / problem.cost.objective
+    assert local.begin_work(problem, problem.cost)["objectives", "work"] == pytest.approx(prefix)
+    assert prefix > 0
+    assert local.begin_work(problem, problem.cost)["gradients", "total"] == 0
 
 
 def test_sampled_local_is_consistent_to_first_order() -> None:
@@ -156,7 +159,9 @@ def test_sampled_local_is_consistent_to_first_order() -> None:
     locals_ = [s.on(problem) for s in subdomains]
     sampled = problem.sample(torch.arange(1, 49, 3))
     assert isinstance(locals_[1], SampledLocal)
-    assert locals_[1].prefix_cost(problem) == sampled.cost.gradient
+    work = locals_[1].begin_work(problem, problem.cost)
+    assert work["gradients", "work"] == pytest.approx(sampled.cost.gradient / problem.cost.gradient)
+    assert (work["gradients", "path"], work["gradients", "total"]) == (1, 1)
     start, value, gradient = locals_[1].begin(x, f, g)
     assert torch.equal(start, x)
     assert gradient is not None

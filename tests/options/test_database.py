@@ -195,11 +195,6 @@ def test_flag() -> None:
     assert db.check_unused() == ""
 
 
-def test_names_given() -> None:
-    db = Database.from_string("--SNES_Type qn -a -prefix_push npc_ -B=1 -prefix_pop -a 2")
-    assert db.names_given() == ("-SNES_Type", "-a", "-npc_B")
-
-
 def test_help_text() -> None:
     db = Database.from_string("-npc_snes_qn_type bfgs")
     read_loop(db)
@@ -260,15 +255,16 @@ def test_effective_holds_defaults_and_repeats_the_run() -> None:
     assert (read_loop(again, "sub_0_"), read_qn(again)) == (read_loop(db, "sub_0_"), read_qn(db, type="bfgs"))
 
 
-def test_names_read_by_another_rank_count() -> None:
-    ours, theirs = Database.from_string("-sub_1_snes_qn_m 3"), Database.from_string("-sub_1_snes_qn_m 3")
-    read_qn(theirs, "sub_1_")
-    assert complaint(ours) == "unknown option -sub_1_snes_qn_m 3 (code)"
-    ours.mark_read(theirs.names_read())
-    assert ours.check_unused() == ""
-
-
 def test_database_can_be_broadcast() -> None:
     db = Database.from_string("-snes_qn_m 3")
     read_qn(db)
     assert read_qn(pickle.loads(pickle.dumps(db))).m == 3
+
+
+def test_weaker_options_give_way_and_need_no_reader() -> None:
+    stored = {"snes_qn_m": "5", "snes_qn_type": "bfgs", "gone": "1"}
+    db = Database.from_string("-snes_qn_m 3").under(stored, "restart file r")
+    assert (read_qn(db).m, read_qn(db).type) == (3, "bfgs")
+    assert db.check_unused() == ""
+    assert db.given() == {"snes_qn_m": "3", "snes_qn_type": "bfgs", "gone": "1"}
+    assert "-gone 1 # (source: restart file r)" in db.view_text()

@@ -8,6 +8,7 @@ import torch
 from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.snes import SNES, Reason
 from ml2hpc.snes.nasm import Nasm
+from ml2hpc.snes.qn import QuasiNewton
 from tests.snes.problems import quadratic, rosenbrock, tree, world
 
 
@@ -110,6 +111,13 @@ def test_a_monitor_with_detail_prints_the_objective(comm, capsys):
         ("-snes_type nasm -npc_snes_type qn", UnsupportedError, "nasm cannot use a nonlinear preconditioner; nrichar"),
         ("-snes_type torchoptim -npc_snes_type qn -snes_npc_side left", UnsupportedError, "torchoptim supports right"),
         ("-snes_type qn -snes_npc_side right", OptionsError, "there is no -npc_snes_type"),
+        (
+            "-snes_type qn -snes_npc_lag 2",
+            OptionsError,
+            "-snes_npc_lag 2: needs a nonlinear precond",
+        ),
+        ("-snes_type nrichardson -npc_snes_type qn -snes_npc_lag 2", OptionsError, "preconditioner on the right"),
+        ("-snes_type qn -snes_qn_type ssbfgs -snes_qn_momentum 0.5", OptionsError, "self-scaling needs steps along"),
         ("-snes_type qm", OptionsError, "-snes_type.*nrichardson qn nasm torchoptim shell"),
         ("-snes_type qn -npc_snes_typ nasm", OptionsError, "did you mean -.*snes_type"),
         ("-snes_type qn -snes_nasm_damping 0.5", OptionsError, "unknown option -snes_nasm_damping"),
@@ -138,3 +146,31 @@ def test_defaults_of_the_caller_reach_numbered_children_and_give_way_to_the_user
     solver = tree("-sub_1_snes_max_it 4", quadratic(world(comm)), **defaults)
     assert [sub.options.max_it for sub in subdomain_solvers(solver)] == [3, 4]
     assert {sub.method.options.type for sub in subdomain_solvers(solver)} == {"bfgs"}
+
+
+def test_a_failed_search_without_memory_ends_the_solve(comm):
+    """With momentum too: a velocity of the failed direction is no memory worth another try."""
+    search = (
+        "-snes_linesearch_type bt -snes_linesearch_max_it 1 -snes_linesearch_damping 1e6 -snes_linesearch_maxlambda 1e9"
+    )
+    solver = tree(f"-snes_type qn -snes_qn_momentum 0.9 -snes_max_it 50 {search}", rosenbrock(world(comm)))
+    solver.solve(ones(6))
+    assert solver.reason == Reason.DIVERGED_LINE_SEARCH
+    assert solver.iteration <= 1
+
+
+def test_periodic_restarts_count_learnt_pairs_not_stored_ones(comm):
+    solver = tree(
+        "-snes_type qn -snes_qn_m 3 -snes_qn_restart_type periodic -snes_qn_restart 5", rosenbrock(world(comm))
+    )
+    assert isinstance(solver.method, QuasiNewton)
+    seen = []
+
+    def note(s, point, norm, update):
+        seen.append(s.method.inverse.pairs)
+        return s.reason
+
+    solver.observe = note
+    solver.solve(ones(6))
+    assert max(seen) == 5
+    assert seen.count(5) > 1

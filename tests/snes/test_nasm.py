@@ -163,3 +163,12 @@ def test_sharded_vectors_give_the_same_iterates(comm):
         point = tree(options, sharded).solve(sharded.space.local(start(6)).clone())
         whole = tree(options, rosenbrock(world(comm))).solve(start(6))
         torch.testing.assert_close(sharded.space.gather(point.x), whole.x, rtol=1e-10, atol=1e-10)
+
+
+def test_a_step_that_raises_the_objective_is_not_taken(comm):
+    """Block Jacobi with 8 blocks overshoots on strongly coupled unknowns; without a search its sum may rise."""
+    options = "-snes_type nasm -snes_nasm_type multiplicative -dm_subdomains 2 -snes_nasm_damping 3 -sub_snes_max_it 50"
+    solver = tree(f"{options} -snes_max_it 3", quadratic(world(comm)))
+    point = solver.solve(start(8))
+    assert solver.failure == "after the sweep: the objective rises"
+    assert torch.equal(point.x, start(8))

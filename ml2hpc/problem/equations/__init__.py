@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +26,14 @@ EQUATIONS: dict[str, type[PDE]] = {
     "allen_cahn": AllenCahn,
     "allen_cahn_periodic": AllenCahnPeriodic,
 }
+
+
+def canonical(name: str) -> str:
+    """Return the name of a problem as any folder and spelling understand it. Not collective."""
+    place, separator, kind = name.rpartition(":")
+    if not separator:
+        return name.lower()
+    return f"{Path(place).resolve()}:{kind}" if place.endswith(".py") else name
 
 
 def equation(name: str, option: str) -> PDE:
@@ -68,6 +77,9 @@ def _fault(pde: PDE) -> str:
             return f"domain of {letter} must be two finite numbers (low, high) with low < high, got {bounds!r}"
     if not (isinstance(fields, tuple) and fields and all(isinstance(f, str) for f in fields)):
         return f"fields must be a tuple of names such as ('u', 'v'), got {fields!r}"
+    taken = {*letters, "points", "reference", "error"}
+    if len(set(fields)) < len(fields) or not all(f.isidentifier() and f not in taken for f in fields):
+        return f"fields must be different names, none of {', '.join(sorted(taken))}, got {fields!r}"
     points = torch.tensor([domain[letter] for letter in letters], dtype=torch.float64)
     features = guard.call(f"{type(pde).__name__}.features", pde.features, points)
     if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != 2:

@@ -21,12 +21,3 @@ def klein_gordon(points: np.ndarray) -> np.ndarray:
     x, t = coordinates(points, BOUNDS)
     u: np.ndarray = x * np.cos(t)
     return u
-
-
-def klein_gordon_source(points: np.ndarray) -> np.ndarray:
-    """Evaluate f = -x cos t + x^2 cos^2 t at points (x, t), (n, 2) -> (n,). Exact to rounding.
-
-    Not collective.
-    """
-    u = klein_gordon(points)
-    return u * (u - 1.0)  # u_tt = -u and u_xx = 0
