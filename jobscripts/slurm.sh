@@ -14,7 +14,8 @@
 #     sbatch --nodes=2 --time=00:30:00 jobscripts/slurm.sh -pinn_problem burgers -output burgers.h5
 #
 # A minute before the end Slurm sends SIGUSR1; the app writes a checkpoint and exits with 85; the job is queued again and
-# continues from the file named by -output (default run.h5). So does a new submission while that file exists.
+# continues from the file named by -output (default run.h5; give it here, not in an option file). So does a new
+# submission while that file exists.
 #
 #   APP     module to run (default ml2hpc.apps.pinn)
 #   SRUN_MPI  what srun --mpi is given (default pmi2, which pip's mpich speaks; Open MPI wants pmix)
@@ -33,6 +34,7 @@ output=run.h5
 previous=''
 for argument in "$@"; do
     [ "$previous" != -output ] || output=$argument
+    case $argument in -output=*) output=${argument#-output=} ;; esac
     previous=$argument
 done
 if [ -f "$output" ] && [[ " $* " != *" -restart "* ]]; then
