@@ -1,4 +1,4 @@
-"""Armijo backtracking by polynomial interpolation (Dennis and Schnabel 1983, algorithm A6.3.1)."""
+"""Armijo backtracking by polynomial interpolation (Dennis and Schnabel 1983)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Strong Wolfe search: bracket, then zoom by safeguarded cubic interpolation (Nocedal and Wright 2006, alg. 3.5, 3.6).
+"""Strong Wolfe search: bracket, then zoom by safeguarded cubic interpolation (Nocedal and Wright 2006, ch. 3).
 
 Near a minimum the decrease drowns in the round-off of L and the Armijo test fails at every step. There the approximate
-Wolfe conditions of Hager and Zhang (SIAM J. Optim. 16, 2005, eq. 4.1) decide, on slopes, which keep their digits:
+Wolfe conditions of Hager and Zhang (SIAM J. Optim. 16, 2005) decide, on slopes, which keep their digits:
 
     (2 alpha - 1) phi'(0) >= phi'(l) >= c phi'(0)   and   phi(l) <= phi(0) + eps |phi(0)|,
 
@@ -98,7 +98,7 @@ class StrongWolfe(LineSearch):
 
 
 def _between(low: _Trial, high: _Trial) -> float:
-    """Minimiser of the cubic through values and slopes at both ends (ibid. eq. 3.59), kept inside, or the middle."""
+    """Minimiser of the cubic through values and slopes at both ends, kept inside, or the middle."""
     middle = 0.5 * (low.step + high.step)
     if not (math.isfinite(high.value) and math.isfinite(high.slope)):
         return middle

@@ -14,7 +14,7 @@ class NRichardson(DirectionMethod):
 
     References
     ----------
-    Brune, Knepley, Smith, Tu: Composing scalable nonlinear algebraic solvers, SIAM Review 57 (2015), sec. 4.1.
+    Brune, Knepley, Smith, Tu: Composing scalable nonlinear algebraic solvers, SIAM Review 57 (2015).
     """
 
     @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class CompactLBFGS(Inverse):
 
     References
     ----------
-    Byrd, Nocedal, Schnabel: Representations of quasi-Newton matrices, Math. Programming 63 (1994), theorem 2.2.
+    Byrd, Nocedal, Schnabel: Representations of quasi-Newton matrices, Math. Programming 63 (1994).
     """
 
     def __init__(self, space: VectorSpace, memory: int, *, scaled: bool) -> None:
@@ -149,8 +149,8 @@ class DenseInverse(Inverse):
     References
     ----------
     Al-Baali, Spedicato, Maggioni: Broyden's quasi-Newton methods for a nonlinear system of equations and unconstrained
-    optimization: a review and open problems, Optim. Methods Softw. 29 (2014). Kiyani, Shukla, Urban, Darbon,
-    Karniadakis: Which optimizer works best for PINNs and KANs?, 2025, for the factors tau and phi.
+    optimization: a review and open problems, Optim. Methods Softw. 29 (2014). For PINNs: arXiv 2405.04230; Kiyani et
+    al., Comput. Methods Appl. Mech. Engrg. (2025).
     """
 
     def __init__(self, space: VectorSpace, kind: str) -> None:
