@@ -33,6 +33,7 @@ class Options:
     order: Literal["1", "2", "3"] = option("3", "order of the interpolation (bt)")
     rtol: float = option(1e-8, "stop when the slope fell by this factor (cp, secant)", at_least=0.0)
     ltol: float = option(1e-8, "stop when the step changes by less (cp, secant)", at_least=0.0)
+    # A choice for float64: thousands of machine epsilons, above the rounding of a sum over 1e4 points.
     roundoff: float = option(
         1e-12, "relative noise of L, below which slopes decide instead of values (wolfe)", at_least=0.0
     )

@@ -45,6 +45,7 @@ class QuasiNewton(DirectionMethod):
         momentum: float = option(1.0, "weight mu of the new direction; 1 is no momentum", above=0.0, at_most=1.0)
         recycle: bool = option(True, "keep the pairs from one solve to the next")
         pairs: Literal["step", "both"] = option("step", "learn from the step, or also from the right NPC's")
+        # Relative, so that it does not depend on the scale of L; the published code asks for s'y > 1e-15.
         curvature: float = option(1e-12, "accept a pair when s'y exceeds this times |s| |y|", at_least=0.0)
 
     name = "qn"
