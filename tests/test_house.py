@@ -22,6 +22,7 @@ FLOORS = {
     "options": 0,
     "comm": 0,
     "log": 0,
+    "kernels": 0,
     "userfile": 0,
     "vec": 1,
     "io": 1,

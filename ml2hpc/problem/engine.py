@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Index, closure, derivatives
+from ml2hpc.problem.jet import Carried, Operator, closure, derivatives
 from ml2hpc.vec import Layout
 
 Features = Callable[[Tensor], Tensor]
@@ -77,7 +77,7 @@ class Engine(ABC, Generic[B]):
         network: nn.Module,
         layout: Layout,
         features: Features,
-        indices: tuple[Index, ...],
+        indices: tuple[Carried, ...],
         window: Window | None = None,
     ) -> None:
         self.network = network
@@ -111,11 +111,86 @@ class Engine(ABC, Generic[B]):
     def differentiable(self, parameters: Tensor, batch: B) -> Tensor:
         """Return the jets, shape (outputs, jets, n), as a graph on the window's parameters for higher derivatives."""
 
+    def tangent(self, parameters: Tensor, direction: Tensor, batch: B) -> Tensor:
+        """Return the jets' derivative along a direction of the window's parameters: J v.
+
+        Parameters
+        ----------
+        direction
+            v, shape (window.stop - window.start,).
+
+        Returns
+        -------
+        Tensor
+            Shape (outputs, jets, n); valid until the next call. Needs no `forward`, and spoils the latest one.
+        """
+        leaf, jets = self.graph(parameters, batch)
+        dual = torch.zeros_like(jets, requires_grad=True)
+        (pulled,) = torch.autograd.grad(jets, leaf, dual, create_graph=True, materialize_grads=True)
+        (pushed,) = torch.autograd.grad(pulled, dual, direction, materialize_grads=True)
+        return pushed
+
+    def reverse_tangent(
+        self,
+        parameters: Tensor,
+        direction: Tensor,
+        batch: B,
+        cotangent: Tensor,
+        cotangent_tangent: Tensor,
+        out: Tensor,
+    ) -> None:
+        """Write the derivative of the reverse pass along a direction over `out`: J' dc + (dJ)' c, a Hessian's action.
+
+        The latest call was `tangent` with the same arguments. Shapes as in `reverse`.
+        """
+        leaf, jets = self.graph(parameters, batch)
+        (gradient,) = torch.autograd.grad(jets, leaf, cotangent, create_graph=True, materialize_grads=True)
+        out.zero_()
+        if gradient.requires_grad:
+            (bent,) = torch.autograd.grad(gradient, leaf, direction, retain_graph=True, materialize_grads=True)
+            out += bent
+        (pulled,) = torch.autograd.grad(jets, leaf, cotangent_tangent, materialize_grads=True)
+        out += pulled
+
+    def rows(self, parameters: Tensor, batch: B, cotangent: Tensor, out: Tensor) -> None:
+        """Write the gradient of <cotangent, jets> point by point: a Jacobian of residuals, transposed.
+
+        Parameters
+        ----------
+        cotangent
+            Shape (outputs, jets, n).
+        out
+            Shape (window.stop - window.start, n): column p is the gradient of what point p contributes.
+
+        The jets are those of the latest `forward`, which had the same arguments and `reverse`.
+        """
+        leaf, jets = self.graph(parameters, batch)
+        parts = (cotangent * jets).sum((0, 1))
+        for p, part in enumerate(parts.unbind()):
+            (gradient,) = torch.autograd.grad(part, leaf, retain_graph=True, materialize_grads=True)
+            out[:, p] = gradient
+
+    def graph(self, parameters: Tensor, batch: B) -> tuple[Tensor, Tensor]:
+        """The window's parameters as a leaf, and the jets as a function of it."""
+        w = self.window
+        with torch.enable_grad():
+            leaf = parameters[w.start : w.stop].detach().clone().requires_grad_()
+            whole = torch.cat([parameters[: w.start], leaf, parameters[w.stop :]])
+            return leaf, self.differentiable(whole, batch)
+
     @abstractmethod
     def cost(self) -> Cost:
         """Return the operations per point, for counting work."""
 
     def feature_jets(self, x: Tensor) -> Tensor:
         """Return the input features' jets, shape (features, jets, n)."""
-        found = derivatives(self.features, x, self.indices)
-        return torch.stack([found[i].detach() for i in self.indices], 1)
+        lower = [i for i in self.indices if not isinstance(i, Operator)]
+        seconds = [index for i in self.indices if isinstance(i, Operator) for index, _ in i.terms]
+        found = {i: v.detach() for i, v in derivatives(self.features, x, (*lower, *seconds)).items()}
+        planes = [
+            sum((factor * found[index] for index, factor in i.terms), torch.zeros_like(found[()]))
+            if isinstance(i, Operator)
+            else found[i]
+            for i in self.indices
+        ]
+        return torch.stack(planes, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain, combinations
 from math import comb
 from typing import Any
@@ -17,6 +18,23 @@ from torch import Tensor
 
 Index = tuple[int, ...]
 """A derivative: the coordinates' numbers, sorted; () is the value, (0, 0) the second derivative in coordinate 0."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A fixed linear combination of second derivatives, carried through a network as one jet.
+
+    Attributes
+    ----------
+    terms
+        Pairs of a second derivative and its factor.
+    """
+
+    terms: tuple[tuple[Index, float], ...]
+
+
+Carried = Index | Operator
+"""What one place on the jet axis holds."""
 
 
 class Jet:
@@ -127,14 +145,42 @@ class Points:
         return self.all[self._coordinates.index(name)]
 
 
-def closure(indices: Iterable[Index]) -> tuple[Index, ...]:
-    """Return the indices with all their sub-indices, by order: what a propagation has to carry.
+def closure(wanted: Iterable[Carried]) -> tuple[Carried, ...]:
+    """Return derivatives with all their sub-indices, by order, then operators: what a propagation has to carry.
 
     >>> closure([(0, 0), (1,)])
     ((), (0,), (1,), (0, 0))
+    >>> closure([Operator((((0, 0), 1.0), ((1, 1), -1.0)))])
+    ((), (0,), (1,), Operator(terms=(((0, 0), 1.0), ((1, 1), -1.0))))
     """
+    wanted = list(wanted)
+    operators = [w for w in wanted if isinstance(w, Operator)]
+    indices = [w for w in wanted if not isinstance(w, Operator)]
+    indices += [(axis,) for o in operators for index, _ in o.terms for axis in index]
     every = chain.from_iterable(combinations(i, k) for i in indices for k in range(len(i) + 1))
-    return tuple(sorted({(), *every}, key=lambda i: (len(i), i)))
+    return (*sorted({(), *every}, key=lambda i: (len(i), i)), *dict.fromkeys(operators))
+
+
+def partitions(index: Index) -> list[tuple[tuple[Index, ...], int]]:
+    """Return all ways to share the derivatives of `index` among factors, with multiplicities (Faà di Bruno).
+
+    The derivative of sigma(z) is the sum over them of multiplicity * sigma^(number of factors) * product of factors.
+
+    >>> partitions((0, 0))
+    [(((0, 0),), 1), (((0,), (0,)), 1)]
+    >>> partitions((0, 0, 1))[1:3]
+    [(((0,), (0, 1)), 2), (((0, 0), (1,)), 1)]
+    """
+    ways: dict[tuple[Index, ...], int] = {(): 1}
+    for axis in index:
+        grown: dict[tuple[Index, ...], int] = {}
+        for blocks, times in ways.items():
+            longer = [(*blocks[:k], tuple(sorted((*b, axis))), *blocks[k + 1 :]) for k, b in enumerate(blocks)]
+            for way in (*longer, (*blocks, (axis,))):
+                key = tuple(sorted(way))
+                grown[key] = grown.get(key, 0) + times
+        ways = grown
+    return sorted(ways.items(), key=lambda item: (len(item[0]), item[0]))
 
 
 def splits(index: Index) -> list[tuple[Index, Index, int]]:

@@ -1,0 +1,14 @@
+/* The vector types of one instruction set and floating-point type, and all kernels on them. */
+#define LANES ((long)(VECTOR_BYTES / sizeof(T)))
+#define V F(vector)
+#define VI F(integers)
+#define VU F(unaligned)
+typedef T V __attribute__((vector_size(VECTOR_BYTES)));
+typedef T VU __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T))));
+typedef INTEGER VI __attribute__((vector_size(VECTOR_BYTES)));
+
+#include "symmetric.h"
+#undef LANES
+#undef V
+#undef VI
+#undef VU
