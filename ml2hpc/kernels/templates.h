@@ -7,7 +7,11 @@ typedef T V __attribute__((vector_size(VECTOR_BYTES)));
 typedef T VU __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T))));
 typedef INTEGER VI __attribute__((vector_size(VECTOR_BYTES)));
 
+#include "elementary.h"
+#include "products.h"
+#include "network.h"
 #include "symmetric.h"
+#undef INLINE
 #undef LANES
 #undef V
 #undef VI

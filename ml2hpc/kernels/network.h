@@ -1,0 +1,828 @@
+/* Jets of a dense network at a chunk of points: forward, reverse, tangent, tangent of the reverse pass, rows.
+
+   A chunk is cut into strips of points. A strip goes through all layers while it is in the cache; its jets at a layer
+   are a tile (width, jets, points of the strip), so a layer is one small product. Through y = sigma(z) a jet is a sum
+   of terms: factor * sigma^(m)(z) * product of m jets of z (Faa di Bruno).
+
+   Parameters here are "plain": W (out, in) and b (out) layer after layer; slopes are folded in by the caller. */
+
+#define MOST_JETS 70 /* all derivatives up to order 4 in 4 coordinates */
+#define HIGHEST 7    /* sigma and its derivatives up to order 6 */
+
+/* What is kept of sigma at z: enough to form every derivative without another exponential. */
+INLINE long F(basis)(int activation)
+{
+    return activation == TANH ? 1 : activation == GELU ? 3 : 2;
+}
+
+INLINE void F(fill)(int activation, V z, V *kept)
+{
+    switch (activation) {
+    case TANH: kept[0] = F(tangens_hyperbolicus)(z); break;
+    case SINE: kept[0] = F(sine_and_cosine)(z, &kept[1]); break;
+    case SILU:
+        kept[0] = z;
+        kept[1] = (T)1.0 / ((T)1.0 + F(exponential)(-z));
+        break;
+    default:
+        kept[0] = z;
+        kept[1] = F(normal)(z, &kept[2]);
+    }
+}
+
+/* s[m] = sigma^(m) for m = 0..order, order <= 6. */
+INLINE void F(derive)(int activation, int order, const V *kept, V *s)
+{
+    V one = F(splat)((T)1.0), y = kept[0];
+    if (activation == TANH) {
+        V q = y * y, d = one - q;
+        s[0] = y;
+        if (order > 0) s[1] = d;
+        if (order > 1) s[2] = (T)-2.0 * y * d;
+        if (order > 2) s[3] = d * ((T)4.0 - (T)6.0 * d);
+        if (order > 3) s[4] = y * d * ((T)16.0 - (T)24.0 * q);
+        if (order > 4) s[5] = d * ((T)16.0 + q * ((T)-120.0 + (T)120.0 * q));
+        if (order > 5) s[6] = y * d * ((T)-272.0 + q * ((T)960.0 - (T)720.0 * q));
+    } else if (activation == SINE) {
+        for (int m = 0; m <= order; m++)
+            s[m] = m % 4 == 0 ? kept[0] : m % 4 == 1 ? kept[1] : m % 4 == 2 ? -kept[0] : -kept[1];
+    } else {
+        V p[HIGHEST]; /* derivatives of the logistic function, or of the normal distribution */
+        p[0] = kept[1];
+        if (activation == SILU) {
+            p[1] = p[0] * (one - p[0]);
+            p[2] = p[1] * (one - (T)2.0 * p[0]);
+            p[3] = p[1] * (one - (T)6.0 * p[1]);
+            if (order > 3) p[4] = p[2] * (one - (T)12.0 * p[1]);
+            if (order > 4) p[5] = p[3] * (one - (T)12.0 * p[1]) - (T)12.0 * p[2] * p[2];
+            if (order > 5) p[6] = p[4] * (one - (T)12.0 * p[1]) - (T)36.0 * p[2] * p[3];
+        } else {
+            V q = y * y;
+            p[1] = kept[2];
+            p[2] = -y * p[1];
+            p[3] = (q - (T)1.0) * p[1];
+            if (order > 3) p[4] = y * ((T)3.0 - q) * p[1];
+            if (order > 4) p[5] = (q * (q - (T)6.0) + (T)3.0) * p[1];
+            if (order > 5) p[6] = -y * (q * (q - (T)10.0) + (T)15.0) * p[1];
+        }
+        s[0] = y * p[0];
+        for (int m = 1; m <= order; m++)
+            s[m] = y * p[m] + (T)m * p[m - 1];
+    }
+}
+
+/* One neuron of one strip. `z` are its jets (jets, strip); after `neuron_forward` the value's plane holds kept[0]. */
+
+/* Turn z into what is kept, in place. */
+INLINE void F(neuron_fill)(int activation, T bias, T *z, T *more, long strip)
+{
+    long planes = F(basis)(activation);
+    for (long p = 0; p < strip; p += LANES) {
+        V kept[3];
+        F(fill)(activation, *(V *)(z + p) + bias, kept);
+        *(V *)(z + p) = kept[0];
+        for (long k = 1; k < planes; k++)
+            *(V *)(more + (k - 1) * strip + p) = kept[k];
+    }
+}
+
+INLINE void F(neuron_kept)(int activation, const T *z, const T *more, long strip, V *kept)
+{
+    kept[0] = *(const V *)z;
+    for (long k = 1; k < F(basis)(activation); k++)
+        kept[k] = *(const V *)(more + (k - 1) * strip);
+}
+
+/* Order 2 at most: y_j = s1 z_j, and factor * s2 z_a z_b for each quadratic term. `y` gets the jets of sigma(z). */
+INLINE void F(neuron_curved)(int activation, long jets, long quadratic, const Term *terms, const T *z, const T *more,
+                             T *y, const T *below, long strip)
+{
+    for (long p = 0; p < strip; p += LANES) {
+        V kept[3], s[3] = {{0}}, jet[16];
+        F(neuron_kept)(activation, z + p, more + p, strip, kept);
+        F(derive)(activation, quadratic ? 2 : 1, kept, s);
+        jet[0] = s[0];
+        for (long j = 1; j < jets; j++)
+            jet[j] = s[1] * *(const V *)(z + j * strip + p);
+        for (long t = 0; t < quadratic; t++)
+            jet[terms[t].jet] += s[2] * ((T)terms[t].factor * *(const V *)(z + terms[t].of[0] * strip + p)
+                                         * *(const V *)(z + terms[t].of[1] * strip + p));
+        for (long j = 0; j < jets; j++)
+            *(V *)(y + j * strip + p) = below ? jet[j] + *(const V *)(below + j * strip + p) : jet[j];
+    }
+}
+
+/* Any order. */
+INLINE void F(neuron_general)(int activation, const Plan *plan, const T *z, const T *more, T *y, const T *below,
+                              long strip)
+{
+    for (long p = 0; p < strip; p += LANES) {
+        V kept[3], s[HIGHEST], jet[MOST_JETS];
+        F(neuron_kept)(activation, z + p, more + p, strip, kept);
+        F(derive)(activation, 4, kept, s);
+        jet[0] = s[0];
+        for (long j = 1; j < plan->jets; j++)
+            jet[j] = s[1] * *(const V *)(z + j * strip + p);
+        for (long t = 0; t < plan->terms; t++) {
+            const Term *term = plan->term + t;
+            V product = (T)term->factor * s[term->degree];
+            for (long i = 0; i < term->degree; i++)
+                product *= *(const V *)(z + term->of[i] * strip + p);
+            jet[term->jet] += product;
+        }
+        for (long j = 0; j < plan->jets; j++)
+            *(V *)(y + j * strip + p) = below ? jet[j] + *(const V *)(below + j * strip + p) : jet[j];
+    }
+}
+
+/* Cotangents of z from those of y, `g`: gz = A(z)' g. May be in place. */
+INLINE void F(neuron_curved_reverse)(int activation, long jets, long quadratic, const Term *terms, const T *z,
+                                     const T *more, const T *g, T *gz, long strip)
+{
+    for (long p = 0; p < strip; p += LANES) {
+        V kept[3], s[4] = {{0}}, out[16], along = {0}, square = {0};
+        F(neuron_kept)(activation, z + p, more + p, strip, kept);
+        F(derive)(activation, quadratic ? 3 : 2, kept, s);
+        out[0] = s[1] * *(const V *)(g + p);
+        for (long j = 1; j < jets; j++) {
+            V one = *(const V *)(g + j * strip + p);
+            along += one * *(const V *)(z + j * strip + p);
+            out[j] = s[1] * one;
+        }
+        for (long t = 0; t < quadratic; t++) {
+            long a = terms[t].of[0], b = terms[t].of[1];
+            V left = *(const V *)(z + a * strip + p), right = *(const V *)(z + b * strip + p);
+            V one = (T)terms[t].factor * *(const V *)(g + terms[t].jet * strip + p);
+            square += one * left * right;
+            one *= s[2];
+            out[a] += one * right;
+            out[b] += one * left;
+        }
+        out[0] += s[2] * along;
+        if (quadratic)
+            out[0] += s[3] * square;
+        for (long j = 0; j < jets; j++)
+            *(V *)(gz + j * strip + p) = out[j];
+    }
+}
+
+INLINE void F(neuron_general_reverse)(int activation, const Plan *plan, const T *z, const T *more, const T *g, T *gz,
+                                      long strip)
+{
+    for (long p = 0; p < strip; p += LANES) {
+        V kept[3], s[HIGHEST], out[MOST_JETS], along = {0};
+        F(neuron_kept)(activation, z + p, more + p, strip, kept);
+        F(derive)(activation, 5, kept, s);
+        out[0] = s[1] * *(const V *)(g + p);
+        for (long j = 1; j < plan->jets; j++) {
+            V one = *(const V *)(g + j * strip + p);
+            along += one * *(const V *)(z + j * strip + p);
+            out[j] = s[1] * one;
+        }
+        out[0] += s[2] * along;
+        for (long t = 0; t < plan->terms; t++) {
+            const Term *term = plan->term + t;
+            V before[5], after = F(splat)((T)1.0), one = (T)term->factor * *(const V *)(g + term->jet * strip + p);
+            before[0] = after;
+            for (long i = 0; i < term->degree; i++)
+                before[i + 1] = before[i] * *(const V *)(z + term->of[i] * strip + p);
+            out[0] += one * s[term->degree + 1] * before[term->degree];
+            one *= s[term->degree];
+            for (long i = term->degree - 1; i >= 0; i--) {
+                out[term->of[i]] += one * before[i] * after;
+                after *= *(const V *)(z + term->of[i] * strip + p);
+            }
+        }
+        for (long j = 0; j < plan->jets; j++)
+            *(V *)(gz + j * strip + p) = out[j];
+    }
+}
+
+/* The tangent of neuron_general: dy = A(z) dz; and of its reverse: dgz = A(z)' dg + (dA)' g. `dz` is not in place. */
+static void F(neuron_tangent)(const Plan *plan, const T *z, const T *more, const T *dz, T *dy, const T *below,
+                              long strip)
+{
+    int activation = (int)plan->activation;
+    for (long p = 0; p < strip; p += LANES) {
+        V kept[3], s[HIGHEST], out[MOST_JETS], inner = *(const V *)(dz + p);
+        F(neuron_kept)(activation, z + p, more + p, strip, kept);
+        F(derive)(activation, 5, kept, s);
+        out[0] = s[1] * inner;
+        for (long j = 1; j < plan->jets; j++)
+            out[j] = s[1] * *(const V *)(dz + j * strip + p) + s[2] * inner * *(const V *)(z + j * strip + p);
+        for (long t = 0; t < plan->terms; t++) {
+            const Term *term = plan->term + t;
+            V product = F(splat)((T)term->factor), moved = {0};
+            for (long i = 0; i < term->degree; i++) {
+                V one = *(const V *)(z + term->of[i] * strip + p);
+                moved = moved * one + product * *(const V *)(dz + term->of[i] * strip + p);
+                product *= one;
+            }
+            out[term->jet] += s[term->degree] * moved + s[term->degree + 1] * inner * product;
+        }
+        for (long j = 0; j < plan->jets; j++)
+            *(V *)(dy + j * strip + p) = below ? out[j] + *(const V *)(below + j * strip + p) : out[j];
+    }
+}
+
+static void F(neuron_tangent_reverse)(const Plan *plan, const T *z, const T *more, const T *dz, const T *g, const T *dg,
+                                      T *gz, T *dgz, long strip)
+{
+    int activation = (int)plan->activation;
+    for (long p = 0; p < strip; p += LANES) {
+        V kept[3], s[HIGHEST], out[MOST_JETS], moved[MOST_JETS], inner = *(const V *)(dz + p);
+        V along = {0}, along_moved = {0};
+        F(neuron_kept)(activation, z + p, more + p, strip, kept);
+        F(derive)(activation, 6, kept, s);
+        V value = *(const V *)(g + p);
+        out[0] = s[1] * value;
+        moved[0] = s[1] * *(const V *)(dg + p) + s[2] * inner * value;
+        for (long j = 1; j < plan->jets; j++) {
+            V one = *(const V *)(g + j * strip + p), change = *(const V *)(dg + j * strip + p);
+            V jet = *(const V *)(z + j * strip + p);
+            along += one * jet;
+            along_moved += change * jet + one * *(const V *)(dz + j * strip + p);
+            out[j] = s[1] * one;
+            moved[j] = s[1] * change + s[2] * inner * one;
+        }
+        out[0] += s[2] * along;
+        moved[0] += s[2] * along_moved + s[3] * inner * along;
+        for (long t = 0; t < plan->terms; t++) {
+            const Term *term = plan->term + t;
+            long degree = term->degree;
+            V before[5], before_moved[5], after = F(splat)((T)1.0), after_moved = {0};
+            V one = (T)term->factor * *(const V *)(g + term->jet * strip + p);
+            V change = (T)term->factor * *(const V *)(dg + term->jet * strip + p);
+            before[0] = after;
+            before_moved[0] = after_moved;
+            for (long i = 0; i < degree; i++) {
+                V jet = *(const V *)(z + term->of[i] * strip + p);
+                before[i + 1] = before[i] * jet;
+                before_moved[i + 1] = before_moved[i] * jet + before[i] * *(const V *)(dz + term->of[i] * strip + p);
+            }
+            V first = s[degree + 1], second = s[degree + 2] * inner;
+            out[0] += one * first * before[degree];
+            moved[0] += (change * first + one * second) * before[degree] + one * first * before_moved[degree];
+            V scaled = one * s[degree], scaled_moved = change * s[degree] + one * first * inner;
+            for (long i = degree - 1; i >= 0; i--) {
+                V others = before[i] * after, others_moved = before_moved[i] * after + before[i] * after_moved;
+                out[term->of[i]] += scaled * others;
+                moved[term->of[i]] += scaled_moved * others + scaled * others_moved;
+                V jet = *(const V *)(z + term->of[i] * strip + p);
+                after_moved = after_moved * jet + after * *(const V *)(dz + term->of[i] * strip + p);
+                after *= jet;
+            }
+        }
+        for (long j = 0; j < plan->jets; j++) {
+            *(V *)(gz + j * strip + p) = out[j];
+            *(V *)(dgz + j * strip + p) = moved[j];
+        }
+    }
+}
+
+/* ---- one neuron, by activation and set of jets -------------------------------------------------------------------- */
+
+/* Orders up to 2 with the usual sets of jets have loops of fixed length. */
+#define BY_JETS(call, act, plan)                                                                                       \
+    ((plan)->jets == 4 && (plan)->terms == 1   ? call(act, 4, 1)                                                       \
+     : (plan)->jets == 4 && (plan)->terms == 2 ? call(act, 4, 2)                                                       \
+     : (plan)->jets == 3 && (plan)->terms == 1 ? call(act, 3, 1)                                                       \
+                                               : call(act, (plan)->jets, (plan)->terms))
+#define BY_ACTIVATION(call)                                                                                            \
+    switch (plan->activation) {                                                                                        \
+    case TANH: call(TANH); break;                                                                                      \
+    case SINE: call(SINE); break;                                                                                      \
+    case SILU: call(SILU); break;                                                                                      \
+    default: call(GELU);                                                                                               \
+    }
+
+INLINE int F(is_curved)(const Plan *plan)
+{
+    return plan->order <= 2 && plan->jets <= 16;
+}
+
+static void F(neuron)(const Plan *plan, const T *z, const T *more, T *y, const T *below, long strip)
+{
+#define CURVED(act, jets, terms) F(neuron_curved)(act, jets, terms, plan->term, z, more, y, below, strip)
+#define CALL(act) (F(is_curved)(plan) ? BY_JETS(CURVED, act, plan) : F(neuron_general)(act, plan, z, more, y, below, strip))
+    BY_ACTIVATION(CALL)
+#undef CALL
+#undef CURVED
+}
+
+static void F(neuron_reverse)(const Plan *plan, const T *z, const T *more, const T *g, T *gz, long strip)
+{
+#define CURVED(act, jets, terms) F(neuron_curved_reverse)(act, jets, terms, plan->term, z, more, g, gz, strip)
+#define CALL(act) (F(is_curved)(plan) ? BY_JETS(CURVED, act, plan) : F(neuron_general_reverse)(act, plan, z, more, g, gz, strip))
+    BY_ACTIVATION(CALL)
+#undef CALL
+#undef CURVED
+}
+
+static void F(neuron_begin)(const Plan *plan, T bias, T *z, T *more, long strip)
+{
+#define CALL(act) F(neuron_fill)(act, bias, z, more, strip)
+    BY_ACTIVATION(CALL)
+#undef CALL
+}
+
+/* ---- one layer of one strip --------------------------------------------------------------------------------------- */
+
+/* Where a hidden layer's jets are in what is kept of a strip. y, dy: only where the next layer adds its input. */
+typedef struct {
+    T *z, *more, *dz, *y, *dy;
+} F(Kept);
+
+INLINE long F(kept_size)(const Plan *plan, long k, int tangent)
+{
+    long jets = plan->jets * (1 + tangent) * (1 + plan->residual) + F(basis)((int)plan->activation) - 1;
+    return plan->layer[k].outputs * jets;
+}
+
+INLINE F(Kept) F(kept)(const Plan *plan, long k, int tangent, T *state, long strip)
+{
+    F(Kept) at;
+    long tile = plan->layer[k].outputs * plan->jets * strip;
+    at.z = state;
+    at.more = state + tile;
+    at.dz = at.more + plan->layer[k].outputs * (F(basis)((int)plan->activation) - 1) * strip;
+    at.y = at.dz + tangent * tile;
+    at.dy = at.y + tile;
+    return at;
+}
+
+/* How many rows a register block of a product takes from row i on: blocks of about equal height. */
+INLINE long F(height)(long i, long rows)
+{
+    long blocks = (rows + ROWS - 1) / ROWS, block = (i * blocks + rows - 1) / rows;
+    return (block + 1) * rows / blocks - i;
+}
+
+/* Z = W Y + b, then what is kept of sigma, then Y of the next layer. With a tangent, dZ = W dY + dW Y + db too. */
+static void F(layer_forward)(const Plan *plan, long k, const T *plain, const T *direction, const T *y, const T *dy,
+                             F(Kept) at, T *y_next, T *dy_next, long strip)
+{
+    const Layer *layer = plan->layer + k;
+    long width = plan->jets * strip, inner = layer->inputs, extra = F(basis)((int)plan->activation) - 1;
+    const T *w = plain + layer->weight, *b = plain + layer->bias;
+    const T *dw = direction ? direction + layer->weight - plan->start : 0;
+    const T *db = direction ? direction + layer->bias - plan->start : 0;
+    for (long i = 0, h; i < layer->outputs; i += h) {
+        h = F(height)(i, layer->outputs);
+        F(multiply)(0, h, inner, width, w + i * inner, inner, 1, y, width, at.z + i * width, width);
+        if (dy_next && dy)
+            F(multiply)(0, h, inner, width, w + i * inner, inner, 1, dy, width, at.dz + i * width, width);
+        else if (dy_next)
+            memset(at.dz + i * width, 0, h * width * sizeof(T));
+        if (dy_next && k < plan->last)
+            F(multiply)(1, h, inner, width, dw + i * inner, inner, 1, y, width, at.dz + i * width, width);
+        for (long r = i; r < i + h; r++) {
+            T *z = at.z + r * width, *more = at.more + r * extra * strip;
+            F(neuron_begin)(plan, b[r], z, more, strip);
+            F(neuron)(plan, z, more, y_next + r * width, layer->residual ? y + r * width : 0, strip);
+            if (dy_next) {
+                T *dz = at.dz + r * width;
+                for (long p = 0; p < strip && k < plan->last; p++)
+                    dz[p] += db[r];
+                F(neuron_tangent)(plan, z, more, dz, dy_next + r * width, layer->residual && dy ? dy + r * width : 0,
+                                  strip);
+            }
+        }
+    }
+}
+
+/* C (outputs, jets, strip) = W Y + b; or, where Y and dY are given, its tangent. */
+static void F(output_layer)(const Plan *plan, const T *plain, const T *direction, const T *y, const T *dy, T *out,
+                            long strip)
+{
+    const Layer *layer = plan->layer + plan->hidden;
+    long width = plan->jets * strip, inner = layer->inputs;
+    const T *w = plain + layer->weight, *b = plain + layer->bias;
+    int varied = plan->hidden < plan->last;
+    if (direction) {
+        memset(out, 0, layer->outputs * width * sizeof(T));
+        b = direction + layer->bias - plan->start;
+    }
+    for (long i = 0, h; i < layer->outputs; i += h) {
+        h = F(height)(i, layer->outputs);
+        if (!direction)
+            F(multiply)(0, h, inner, width, w + i * inner, inner, 1, y, width, out + i * width, width);
+        if (direction && dy)
+            F(multiply)(1, h, inner, width, w + i * inner, inner, 1, dy, width, out + i * width, width);
+        if (direction && varied)
+            F(multiply)(1, h, inner, width, direction + layer->weight - plan->start + i * inner, inner, 1, y, width,
+                        out + i * width, width);
+        for (long r = i; r < i + h && (varied || !direction); r++)
+            for (long p = 0; p < strip; p++)
+                out[r * width + p] += b[r];
+    }
+}
+
+/* Gradient of one layer: gW += gz H', gb += row sums of gz's value. */
+static void F(layer_gradient)(const Plan *plan, long k, const T *gz, const T *h, T *gradient, int with_bias, long strip)
+{
+    const Layer *layer = plan->layer + k;
+    long width = plan->jets * strip;
+    F(outer_products)(layer->outputs, layer->inputs, width, gz, h, gradient + layer->weight - plan->start);
+    for (long i = 0; i < layer->outputs && with_bias; i++) {
+        V sum = {0};
+        for (long p = 0; p < strip; p += LANES)
+            sum += *(const V *)(gz + i * width + p);
+        gradient[layer->bias - plan->start + i] += F(total)(sum);
+    }
+}
+
+/* The same, point by point: rows (parameters, n) of which this strip writes columns 0..count-1. */
+static void F(layer_rows)(const Plan *plan, long k, const T *gz, const T *h, T *rows, long n, long count, long strip)
+{
+    const Layer *layer = plan->layer + k;
+    long width = plan->jets * strip;
+    for (long i = 0; i < layer->outputs; i++) {
+        T *bias = rows + (layer->bias - plan->start + i) * n;
+        memcpy(bias, gz + i * width, count * sizeof(T));
+        for (long l = 0; l < layer->inputs; l++) {
+            T *weight = rows + (layer->weight - plan->start + i * layer->inputs + l) * n;
+            for (long p = 0; p < count; p += LANES) {
+                V sum = {0};
+                for (long j = 0; j < width; j += strip)
+                    sum += *(const V *)(gz + i * width + j + p) * *(const V *)(h + l * width + j + p);
+                if (p + LANES <= count)
+                    *(VU *)(weight + p) = sum;
+                else
+                    memcpy(weight + p, &sum, (count - p) * sizeof(T));
+            }
+        }
+    }
+}
+
+/* Tiles of one thread. */
+typedef struct {
+    T *y[2], *dy[2], *g, *dg, *gz[2], *dgz[2], *h, *dh, *z, *end;
+} F(Tiles);
+
+INLINE long F(tile_size)(const Plan *plan)
+{
+    long widest = 0;
+    for (long k = 0; k <= plan->hidden; k++) {
+        widest = plan->layer[k].outputs > widest ? plan->layer[k].outputs : widest;
+        widest = plan->layer[k].inputs > widest ? plan->layer[k].inputs : widest;
+    }
+    return widest * (plan->jets + 2) * plan->strip;
+}
+
+INLINE F(Tiles) F(tiles)(const Plan *plan, T *scratch)
+{
+    F(Tiles) t;
+    long size = F(tile_size)(plan);
+    T **all[] = {&t.y[0], &t.y[1], &t.gz[0], &t.gz[1], &t.h, &t.g, &t.z, &t.dy[0], &t.dy[1], &t.dgz[0], &t.dgz[1],
+                 &t.dg, &t.dh, &t.end};
+    for (unsigned long i = 0; i < sizeof all / sizeof *all; i++)
+        *all[i] = scratch + (long)i * size;
+    return t;
+}
+
+/* ---- one strip through the network -------------------------------------------------------------------------------- */
+
+/* Carry a strip to the top hidden layer; return its jets there, and those of the tangent in *dy. */
+static const T *F(strip_forward)(const Plan *plan, long stop, const T *plain, const T *direction, const T *y,
+                                 const T **dy, T *state, const F(Tiles) *t, long strip)
+{
+    const T *tangent = 0;
+    for (long k = plan->first; k < stop; k++) {
+        F(Kept) at = F(kept)(plan, k, direction != 0, state ? state : t->z, strip);
+        int in_state = state && plan->residual;
+        T *next = in_state ? at.y : t->y[k & 1], *next_tangent = in_state ? at.dy : t->dy[k & 1];
+        F(layer_forward)(plan, k, plain, direction, y, tangent, at, next, direction ? next_tangent : 0, strip);
+        y = next;
+        tangent = direction ? next_tangent : 0;
+        if (state)
+            state += F(kept_size)(plan, k, direction != 0) * strip;
+    }
+    if (dy)
+        *dy = tangent;
+    return y;
+}
+
+/* g = W' gz (+ g of the layer's output where it adds its input) for rows i..i+h-1 of what enters layer k. */
+INLINE void F(pull)(const Plan *plan, long k, int add, const T *w, const T *gz, T *g, long i, long h, long width)
+{
+    const Layer *layer = plan->layer + k;
+    F(multiply)(add, h, layer->outputs, width, w + i, 1, layer->inputs, gz, width, g + i * width, width);
+}
+
+/* `rows`: write point by point with row length `n`, else add to `gradient`. */
+static void F(strip_reverse)(const Plan *plan, const T *plain, const T *entering, T *state, const T *cotangent,
+                             T *gradient, T *rows, long n, long count, const F(Tiles) *t, long strip)
+{
+    long width = plan->jets * strip, extra = F(basis)((int)plan->activation) - 1;
+    const T *gz = cotangent, *h = 0;
+    for (long k = plan->first; k < plan->hidden; k++)
+        state += F(kept_size)(plan, k, 0) * strip;
+    for (long k = plan->hidden; k >= plan->first; k--) {
+        const Layer *layer = plan->layer + k;
+        if (k > plan->first) {
+            state -= F(kept_size)(plan, k - 1, 0) * strip;
+            F(Kept) at = F(kept)(plan, k - 1, 0, state, strip);
+            T *next = t->gz[k & 1], *g = plan->residual ? t->g : next;
+            int recomputed = k < plan->last && !plan->residual;
+            for (long i = 0, rows_now; i < layer->inputs; i += rows_now) {
+                rows_now = F(height)(i, layer->inputs);
+                F(pull)(plan, k, layer->residual != 0, plain + layer->weight, gz, g, i, rows_now, width);
+                for (long r = i; r < i + rows_now; r++) {
+                    const T *z = at.z + r * width, *more = at.more + r * extra * strip;
+                    F(neuron_reverse)(plan, z, more, g + r * width, next + r * width, strip);
+                    if (recomputed)
+                        F(neuron)(plan, z, more, t->h + r * width, 0, strip);
+                }
+            }
+            h = recomputed ? t->h : at.y;
+            if (k < plan->last && rows)
+                F(layer_rows)(plan, k, gz, h, rows, n, count, strip);
+            else if (k < plan->last)
+                F(layer_gradient)(plan, k, gz, h, gradient, 1, strip);
+            gz = next;
+        } else if (rows) {
+            F(layer_rows)(plan, k, gz, entering, rows, n, count, strip);
+        } else {
+            F(layer_gradient)(plan, k, gz, entering, gradient, 1, strip);
+        }
+    }
+}
+
+/* The tangent of strip_reverse along `direction`. */
+static void F(strip_reverse_tangent)(const Plan *plan, const T *plain, const T *direction, const T *entering, T *state,
+                                     const T *cotangent, const T *change, T *gradient, const F(Tiles) *t, long strip)
+{
+    long width = plan->jets * strip, extra = F(basis)((int)plan->activation) - 1;
+    const T *gz = cotangent, *dgz = change;
+    for (long k = plan->first; k < plan->hidden; k++)
+        state += F(kept_size)(plan, k, 1) * strip;
+    for (long k = plan->hidden; k > plan->first; k--) {
+        const Layer *layer = plan->layer + k;
+        state -= F(kept_size)(plan, k - 1, 1) * strip;
+        F(Kept) at = F(kept)(plan, k - 1, 1, state, strip);
+        T *next = t->gz[k & 1], *next_change = t->dgz[k & 1];
+        int recomputed = k < plan->last && !plan->residual;
+        for (long i = 0, rows_now; i < layer->inputs; i += rows_now) {
+            rows_now = F(height)(i, layer->inputs);
+            F(pull)(plan, k, layer->residual != 0, plain + layer->weight, gz, t->g, i, rows_now, width);
+            F(pull)(plan, k, layer->residual != 0, plain + layer->weight, dgz, t->dg, i, rows_now, width);
+            if (k < plan->last)
+                F(pull)(plan, k, 1, direction + layer->weight - plan->start, gz, t->dg, i, rows_now, width);
+            for (long r = i; r < i + rows_now; r++) {
+                const T *z = at.z + r * width, *more = at.more + r * extra * strip, *dz = at.dz + r * width;
+                F(neuron_tangent_reverse)(plan, z, more, dz, t->g + r * width, t->dg + r * width, next + r * width,
+                                          next_change + r * width, strip);
+                if (recomputed) {
+                    F(neuron)(plan, z, more, t->h + r * width, 0, strip);
+                    F(neuron_tangent)(plan, z, more, dz, t->dh + r * width, 0, strip);
+                }
+            }
+        }
+        if (k < plan->last) {
+            F(layer_gradient)(plan, k, dgz, recomputed ? t->h : at.y, gradient, 1, strip);
+            F(layer_gradient)(plan, k, gz, recomputed ? t->dh : at.dy, gradient, 0, strip);
+        }
+        gz = next;
+        dgz = next_change;
+    }
+    F(layer_gradient)(plan, plan->first, dgz, entering, gradient, 1, strip);
+}
+
+/* ---- a chunk of points: what Python calls ------------------------------------------------------------------------- */
+
+#define GROUPS 8 /* of strips, with a gradient each: the order of additions does not depend on the number of threads */
+
+typedef struct {
+    const Plan *plan;
+    const T *plain, *direction, *entering, *cotangent, *change;
+    long n, stop;
+    T *state, *scratch, *out;
+} F(Call);
+
+/* Points of a strip come in multiples of this: whole register blocks in every product. */
+INLINE long F(granule)(long jets)
+{
+    long a = jets, b = COLUMNS;
+    while (b) {
+        long rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return LANES * (COLUMNS / a);
+}
+
+INLINE long F(round_up)(long n, long to)
+{
+    return (n + to - 1) / to * to;
+}
+
+INLINE long F(state_points)(const Plan *plan, int tangent)
+{
+    long size = 0;
+    for (long k = plan->first; k < plan->hidden; k++)
+        size += F(kept_size)(plan, k, tangent);
+    return size;
+}
+
+INLINE long F(scratch_size)(const Plan *plan)
+{
+    return 13 * F(tile_size)(plan) + 3 * F(round_up)(plan->layer[plan->hidden].outputs * plan->jets * plan->strip, LANES);
+}
+
+/* The strip length that makes a tile about `bytes` large. */
+long F(jets_strip)(const Plan *plan, long bytes)
+{
+    long widest = F(tile_size)(plan) / (plan->jets + 2) / plan->strip;
+    long granule = F(granule)(plan->jets), strip = bytes / (long)sizeof(T) / (widest * plan->jets);
+    return strip < granule ? granule : strip / granule * granule;
+}
+
+/* Numbers that n points take when packed as tiles with `rows` rows. */
+long F(jets_packed)(const Plan *plan, long rows, long n)
+{
+    return rows * plan->jets * F(round_up)(n, F(granule)(plan->jets));
+}
+
+/* Numbers that `state` and `scratch` hold for n points. */
+long F(jets_state)(const Plan *plan, long n, long tangent)
+{
+    return F(state_points)(plan, (int)tangent) * F(round_up)(n, F(granule)(plan->jets));
+}
+
+long F(jets_scratch)(const Plan *plan)
+{
+    long window = plan->stop - plan->start;
+    return plan->threads * F(scratch_size)(plan) + GROUPS * F(round_up)(window, LANES);
+}
+
+/* One strip of a matrix (rows, jets, n), padded with zeros. */
+static void F(pack_strip)(long rows, long jets, long n, long point, long strip, const T *from, T *to)
+{
+    long count = n - point < strip ? n - point : strip;
+    for (long i = 0; i < rows * jets; i++) {
+        memcpy(to + i * strip, from + i * n + point, count * sizeof(T));
+        memset(to + i * strip + count, 0, (strip - count) * sizeof(T));
+    }
+}
+
+static void F(unpack_strip)(long rows, long jets, long n, long point, long strip, const T *from, T *to)
+{
+    long count = n - point < strip ? n - point : strip;
+    for (long i = 0; i < rows * jets; i++)
+        memcpy(to + i * n + point, from + i * strip, count * sizeof(T));
+}
+
+/* Cut jets (rows, jets, n) into tiles. */
+void F(jets_pack)(const Plan *plan, long rows, long n, const T *from, T *to)
+{
+    for (long point = 0; point < n; point += plan->strip) {
+        long rest = F(round_up)(n - point, F(granule)(plan->jets)), strip = rest < plan->strip ? rest : plan->strip;
+        F(pack_strip)(rows, plan->jets, n, point, strip, from, to + rows * plan->jets * point);
+    }
+}
+
+INLINE long F(strips)(const F(Call) *call)
+{
+    return (call->n + call->plan->strip - 1) / call->plan->strip;
+}
+
+/* Where strip number q is. */
+typedef struct {
+    long point, length, count;
+    const T *entering;
+    T *state;
+} F(Strip);
+
+INLINE F(Strip) F(strip)(const F(Call) *call, long q, int tangent)
+{
+    const Plan *plan = call->plan;
+    F(Strip) s;
+    s.point = q * plan->strip;
+    long rest = F(round_up)(call->n - s.point, F(granule)(plan->jets));
+    s.length = rest < plan->strip ? rest : plan->strip;
+    s.count = call->n - s.point < s.length ? call->n - s.point : s.length;
+    s.entering = call->entering + plan->layer[plan->first].inputs * plan->jets * s.point;
+    s.state = call->state ? call->state + F(state_points)(plan, tangent) * s.point : 0;
+    return s;
+}
+
+INLINE T *F(tile_of_outputs)(const Plan *plan, const F(Tiles) *t, long which)
+{
+    return t->end + which * F(round_up)(plan->layer[plan->hidden].outputs * plan->jets * plan->strip, LANES);
+}
+
+INLINE T *F(gradient_of)(const F(Call) *call, long group)
+{
+    long window = F(round_up)(call->plan->stop - call->plan->start, LANES);
+    return call->scratch + call->plan->threads * F(scratch_size)(call->plan) + group * window;
+}
+
+static void F(task_forward)(void *context, long group, long thread)
+{
+    const F(Call) *call = context;
+    const Plan *plan = call->plan;
+    F(Tiles) t = F(tiles)(plan, call->scratch + thread * F(scratch_size)(plan));
+    long strips = F(strips)(call), outputs = plan->layer[plan->hidden].outputs;
+    for (long q = group * strips / GROUPS; q < (group + 1) * strips / GROUPS; q++) {
+        F(Strip) s = F(strip)(call, q, call->direction != 0);
+        const T *dy = 0, *y = F(strip_forward)(plan, plan->hidden, call->plain, call->direction, s.entering, &dy,
+                                               s.state, &t, s.length);
+        T *out = F(tile_of_outputs)(plan, &t, 0);
+        F(output_layer)(plan, call->plain, call->direction, y, dy, out, s.length);
+        F(unpack_strip)(outputs, plan->jets, call->n, s.point, s.length, out, call->out);
+    }
+}
+
+static void F(task_prefix)(void *context, long group, long thread)
+{
+    const F(Call) *call = context;
+    const Plan *plan = call->plan;
+    F(Tiles) t = F(tiles)(plan, call->scratch + thread * F(scratch_size)(plan));
+    long strips = F(strips)(call), rows = plan->layer[call->stop - 1].outputs;
+    for (long q = group * strips / GROUPS; q < (group + 1) * strips / GROUPS; q++) {
+        F(Strip) s = F(strip)(call, q, 0);
+        const T *y = F(strip_forward)(plan, call->stop, call->plain, 0, s.entering, 0, 0, &t, s.length);
+        memcpy(call->out + rows * plan->jets * s.point, y, rows * plan->jets * s.length * sizeof(T));
+    }
+}
+
+static void F(task_reverse)(void *context, long group, long thread)
+{
+    const F(Call) *call = context;
+    const Plan *plan = call->plan;
+    F(Tiles) t = F(tiles)(plan, call->scratch + thread * F(scratch_size)(plan));
+    long strips = F(strips)(call), outputs = plan->layer[plan->hidden].outputs;
+    T *gradient = F(gradient_of)(call, group), *tile = F(tile_of_outputs)(plan, &t, 0);
+    memset(gradient, 0, (plan->stop - plan->start) * sizeof(T));
+    for (long q = group * strips / GROUPS; q < (group + 1) * strips / GROUPS; q++) {
+        F(Strip) s = F(strip)(call, q, call->change != 0);
+        F(pack_strip)(outputs, plan->jets, call->n, s.point, s.length, call->cotangent, tile);
+        if (call->change) {
+            T *change = F(tile_of_outputs)(plan, &t, 1);
+            F(pack_strip)(outputs, plan->jets, call->n, s.point, s.length, call->change, change);
+            F(strip_reverse_tangent)(plan, call->plain, call->direction, s.entering, s.state, tile, change, gradient,
+                                     &t, s.length);
+        } else {
+            F(strip_reverse)(plan, call->plain, s.entering, s.state, tile, gradient, 0, 0, 0, &t, s.length);
+        }
+    }
+}
+
+static void F(task_rows)(void *context, long group, long thread)
+{
+    const F(Call) *call = context;
+    const Plan *plan = call->plan;
+    F(Tiles) t = F(tiles)(plan, call->scratch + thread * F(scratch_size)(plan));
+    long strips = F(strips)(call), outputs = plan->layer[plan->hidden].outputs;
+    T *tile = F(tile_of_outputs)(plan, &t, 0);
+    for (long q = group * strips / GROUPS; q < (group + 1) * strips / GROUPS; q++) {
+        F(Strip) s = F(strip)(call, q, 0);
+        F(pack_strip)(outputs, plan->jets, call->n, s.point, s.length, call->cotangent, tile);
+        F(strip_reverse)(plan, call->plain, s.entering, s.state, tile, 0, call->out + s.point, call->n, s.count, &t,
+                         s.length);
+    }
+}
+
+/* Jets (outputs, jets, n). `state` is null where no reverse pass follows. `direction`: the tangent's jets instead. */
+void F(jets_forward)(const Plan *plan, const T *plain, const T *direction, const T *entering, long n, T *state,
+                     T *scratch, T *out)
+{
+    F(Call) call = {plan, plain, direction, entering, 0, 0, n, 0, state, scratch, out};
+    ml2hpc_parallel((int)plan->threads, GROUPS, F(task_forward), &call);
+}
+
+/* Packed jets after hidden layer stop - 1. */
+void F(jets_prefix)(const Plan *plan, const T *plain, const T *entering, long n, long stop, T *scratch, T *out)
+{
+    F(Call) call = {plan, plain, 0, entering, 0, 0, n, stop, 0, scratch, out};
+    ml2hpc_parallel((int)plan->threads, GROUPS, F(task_prefix), &call);
+}
+
+/* Gradient of <cotangent, jets> over the window; with `direction` and `change`, its tangent. */
+void F(jets_reverse)(const Plan *plan, const T *plain, const T *direction, const T *entering, long n, T *state,
+                     T *scratch, const T *cotangent, const T *change, T *out)
+{
+    F(Call) call = {plan, plain, direction, entering, cotangent, change, n, 0, state, scratch, out};
+    ml2hpc_parallel((int)plan->threads, GROUPS, F(task_reverse), &call);
+    long window = plan->stop - plan->start;
+    memcpy(out, F(gradient_of)(&call, 0), window * sizeof(T));
+    for (long group = 1; group < GROUPS; group++) {
+        const T *part = F(gradient_of)(&call, group);
+        for (long i = 0; i < window; i++)
+            out[i] += part[i];
+    }
+}
+
+/* The gradient point by point, (window, n). */
+void F(jets_rows)(const Plan *plan, const T *plain, const T *entering, long n, T *state, T *scratch,
+                  const T *cotangent, T *out)
+{
+    F(Call) call = {plan, plain, 0, entering, cotangent, 0, n, 0, state, scratch, out};
+    ml2hpc_parallel((int)plan->threads, GROUPS, F(task_rows), &call);
+}
+#undef BY_JETS
+#undef BY_ACTIVATION
+#undef MOST_JETS
+#undef HIGHEST
+#undef GROUPS
