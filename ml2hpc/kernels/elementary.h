@@ -68,29 +68,38 @@ static inline V F(exponential)(V x)
     return p * (V)scale;
 }
 
-/* Both branches as fractions, then one division. */
+/* tanh a = e / (e + 2) with e = exp(2 a) - 1 = 2^n q + (2^n - 1), a >= 0: no cancellation anywhere, no branch. The
+   polynomial of q = exp(r) - 1 over r is the Chebyshev approximation on |r| <= log(2) / 2. */
 static inline V F(tangens_hyperbolicus)(V x)
 {
-    V a = F(absolute)(x), z = x * x;
-    V q, p;
-    if (IS_DOUBLE) {
-        p = F(fma)(z, F(splat)((T)-9.64399179425052238628e-1), F(splat)((T)-9.92877231001918586564e1));
-        p = F(fma)(p, z, F(splat)((T)-1.61468768441708447952e3));
-        q = z + (T)1.12811678491632931402e2;
-        q = F(fma)(q, z, F(splat)((T)2.23548839060100448583e3));
-        q = F(fma)(q, z, F(splat)((T)4.84406305325125486048e3));
+    VI bits, sign = (VI)x & (VI)F(splat)((T)-0.0);
+    V a = (T)2.0 * F(absolute)(x);
+    a = F(choose)(a > (T)40.0, F(splat)((T)40.0), a);
+    V n = F(nearest)(a * (T)1.4426950408889634074, &bits);
+    V r = F(fma)(n, F(splat)(IS_DOUBLE ? (T)-6.93145751953125e-1 : (T)-0.693359375), a);
+    r = F(fma)(n, F(splat)(IS_DOUBLE ? (T)-1.42860682030941723212e-6 : (T)2.12194440e-4), r);
+    V q, z = r * r;
+    if (IS_DOUBLE) { /* even and odd powers apart: two shorter chains */
+        V even = F(fma)(z, F(splat)((T)2.5105217004720745164e-8), F(splat)((T)2.755725540020642443e-6));
+        V odd = F(fma)(z, F(splat)((T)2.7626371065696356076e-7), F(splat)((T)2.4801504313785540166e-5));
+        even = F(fma)(even, z, F(splat)((T)1.9841269874820625271e-4));
+        odd = F(fma)(odd, z, F(splat)((T)1.3888888932514779355e-3));
+        even = F(fma)(even, z, F(splat)((T)8.3333333333261351258e-3));
+        odd = F(fma)(odd, z, F(splat)((T)4.1666666666573067732e-2));
+        even = F(fma)(even, z, F(splat)((T)1.6666666666666670991e-1));
+        odd = F(fma)(odd, z, F(splat)((T)0.50000000000000056225));
+        q = F(fma)(even, z, F(splat)((T)1.0));
+        q = F(fma)(odd, r, q) * r;
     } else {
-        p = F(fma)(z, F(splat)((T)-5.70498872745e-3), F(splat)((T)2.06390887954e-2));
-        p = F(fma)(p, z, F(splat)((T)-5.37397155531e-2));
-        p = F(fma)(p, z, F(splat)((T)1.33314422036e-1));
-        p = F(fma)(p, z, F(splat)((T)-3.33332819422e-1));
-        q = F(splat)((T)1.0);
+        q = F(fma)(r, F(splat)((T)1.393364999630925043e-3), F(splat)((T)8.3691556676973967831e-3));
+        q = F(fma)(q, r, F(splat)((T)4.1666464925285905408e-2));
+        q = F(fma)(q, r, F(splat)((T)1.6666505195758111341e-1));
+        q = F(fma)(q, r, F(splat)((T)0.50000000134658092001));
+        q = F(fma)(q, z, r);
     }
-    V e = F(exponential)((T)2.0 * F(clamp)(a, (T)0.0, (T)20.0));
-    VI sign = (VI)x & (VI)F(splat)((T)-0.0);
-    VI small = a < (T)0.625;
-    V top = F(choose)(small, x * F(fma)(z, p, q), (V)((VI)(e - (T)1.0) ^ sign));
-    return top / F(choose)(small, q, e + (T)1.0);
+    V power = (V)((bits << (IS_DOUBLE ? 52 : 23)) + (VI)F(splat)((T)1.0));
+    V e = F(fma)(power, q, power - (T)1.0);
+    return (V)((VI)(e / (e + (T)2.0)) | sign);
 }
 
 static inline V F(sine_and_cosine)(V x, V *cosine)

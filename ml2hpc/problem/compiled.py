@@ -1,4 +1,4 @@
-"""Engine `compiled`: jets of dense networks by the kernels that are built with the package (`ml2hpc/kernels/network.h`).
+"""Engine `compiled`: jets of dense networks by the kernels built with the package (`ml2hpc/kernels/network.h`).
 
 A chunk of points is cut into strips that go through all layers while they are in the cache; products, activation and
 its derivatives are fused layer by layer, for the processor's own vectors. The reverse pass keeps one set of jets per
@@ -178,10 +178,7 @@ class CompiledEngine(Engine[CompiledBatch]):
         )
         found = terms_of(self.indices)
         self._term_table = (_Term * max(len(found), 1))(
-            *(
-                _Term(j, len(of), (ctypes.c_int64 * _HIGHEST_ORDER)(*of), factor)
-                for j, of, factor in found
-            )
+            *(_Term(j, len(of), (ctypes.c_int64 * _HIGHEST_ORDER)(*of), factor) for j, of, factor in found)
         )
         order = max(2 if isinstance(i, Operator) else len(i) for i in self.indices)
         return _Plan(
@@ -416,8 +413,9 @@ class _Plain:
         """Write the tangent of `give` over `out`; `action` is the plain gradient's tangent."""
         shift = self._window.start
         for plain, flat, slope in self._inside():
-            rows, inside = slice(plain.start - self.start, plain.stop - self.start), slice(
-                flat.start - shift, flat.stop - shift
+            rows, inside = (
+                slice(plain.start - self.start, plain.stop - self.start),
+                slice(flat.start - shift, flat.stop - shift),
             )
             if slope is None:
                 out[inside] = action[rows]
