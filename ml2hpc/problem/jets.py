@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.engine import Batch, Engine, Features, Window
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Index
+from ml2hpc.problem.jet import Carried, Operator, order
 from ml2hpc.problem.network import SLOPE, DenseNetwork
 from ml2hpc.vec import Layout
 
@@ -87,16 +87,18 @@ class JetsEngine(Engine[JetBatch]):
         network: nn.Module,
         layout: Layout,
         features: Features,
-        indices: tuple[Index, ...],
+        indices: tuple[Carried, ...],
         window: Window | None = None,
     ) -> None:
         super().__init__(network, layout, features, indices, window)
         if not isinstance(network, DenseNetwork):
             raise UnsupportedError("the jets engine propagates dense networks only; use -pinn_engine autograd")
-        if any(len(i) > 2 for i in self.indices):
+        if any(order(i) > 2 for i in self.indices):
             raise UnsupportedError("the jets engine carries derivatives up to order 2; use -pinn_engine autograd")
         place = {index: j for j, index in enumerate(self.indices)}
-        self._seconds = [(place[i], place[i[:1]], place[i[1:]]) for i in self.indices if len(i) == 2]
+        seconds = [(i, i.terms if isinstance(i, Operator) else ((i, 1.0),)) for i in self.indices if order(i) == 2]
+        # (place of the derivative or operator, of the two first derivatives, factor of their product)
+        self._seconds = [(place[i], place[d[:1]], place[d[1:]], c) for i, terms in seconds for d, c in terms]
         self._spaces: dict[int, _Workspace] = {}
         self._layers: list[_Layer] = []  # of the latest forward
 
@@ -208,8 +210,8 @@ class JetsEngine(Engine[JetBatch]):
         self.network.activation.fill(z[0], y[0], kept.first, kept.second if len(z) > 1 else None)
         if len(z) > 1:
             torch.mul(kept.z.slopes, kept.first_of_all, out=kept.y.slopes)
-        for ik, i, k in self._seconds:
-            y[ik].addcmul_(torch.mul(z[i], z[k], out=space.part), kept.second)
+        for ik, i, k, c in self._seconds:
+            y[ik].addcmul_(torch.mul(z[i], z[k], out=space.part), kept.second, value=c)
 
     def _activation_reverse(self, kept: _Hidden, space: _Workspace) -> None:
         z, g, gz = kept.z.each, space.g.each, space.gz.each
@@ -226,15 +228,13 @@ class JetsEngine(Engine[JetBatch]):
     def _curvature_reverse(self, kept: _Hidden, space: _Workspace) -> None:
         """Add the parts that come from sigma'' z_i z_k to the cotangents of z and of its first derivatives."""
         z, g, gz, part = kept.z.each, space.g.each, space.gz.each, space.part
-        for number, (ik, i, k) in enumerate(self._seconds):
+        space.squares.zero_()
+        for ik, i, k, c in self._seconds:
             torch.mul(g[ik], z[k], out=part)
-            if number == 0:
-                torch.mul(part, z[i], out=space.squares)
-            else:
-                space.squares.addcmul_(part, z[i])
-            gz[i].addcmul_(part, kept.second, value=2.0 if i == k else 1.0)
+            space.squares.addcmul_(part, z[i], value=c)
+            gz[i].addcmul_(part, kept.second, value=2.0 * c if i == k else c)
             if i != k:
-                gz[k].addcmul_(torch.mul(g[ik], z[i], out=part), kept.second)
+                gz[k].addcmul_(torch.mul(g[ik], z[i], out=part), kept.second, value=c)
         self.network.activation.third(z[0], kept.first, part)
         gz[0].addcmul_(part, space.squares)
 
@@ -270,6 +270,6 @@ class JetsEngine(Engine[JetBatch]):
             parts += [first * z[:, j] for j in range(1, len(self.indices))]
         if self._seconds:
             (second,) = torch.autograd.grad(first.sum(), inner, create_graph=True)
-            for ik, i, k in self._seconds:
-                parts[ik] = parts[ik] + second * z[:, i] * z[:, k]
+            for ik, i, k, c in self._seconds:
+                parts[ik] = parts[ik] + c * second * z[:, i] * z[:, k]
         return torch.stack(parts, 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.autograd import AutogradEngine
 from ml2hpc.problem.engine import Engine, Window
-from ml2hpc.problem.jet import Index, closure
+from ml2hpc.problem.jet import Carried, Operator, closure
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.network import SLOPE, DenseNetwork, NetworkOptions
 from ml2hpc.vec import Layout
@@ -47,7 +47,7 @@ def evaluate(engine: Engine[Any], parameters: Tensor, x: Tensor) -> tuple[Tensor
     return jets, out
 
 
-def compare(network: DenseNetwork, indices: tuple[Index, ...], dim: int, tolerance: float) -> None:
+def compare(network: DenseNetwork, indices: tuple[Carried, ...], dim: int, tolerance: float) -> None:
     layout = Layout(network)
     parameters = perturbed(layout, network)
     x = points(dim, parameters.dtype)
@@ -82,8 +82,27 @@ def test_engines_agree_in_one_to_four_coordinates(dim: int) -> None:
     "indices",
     [((),), ((0,),), ((0,), (2,)), ((1, 1),), ((0, 2),), ((0, 0), (0, 1)), ((1,), (0, 2), (1, 2), (2, 2))],
 )
-def test_engines_agree_for_some_derivatives(indices: tuple[Index, ...]) -> None:
+def test_engines_agree_for_some_derivatives(indices: tuple[Carried, ...]) -> None:
     compare(network_of(3), indices, 3, 1e-12)
+
+
+WAVE = Operator((((0, 0), 1.0), ((1, 1), -0.7)))
+CROSSED = Operator((((0, 0), 0.3), ((0, 1), 1.0), ((2, 2), -2.0)))
+
+
+@pytest.mark.parametrize("indices", [(WAVE,), ((0, 1), WAVE), ((2, 2), CROSSED), (CROSSED, WAVE)])
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
+def test_engines_agree_on_operators(kind: str, indices: tuple[Carried, ...]) -> None:
+    compare(network_of(3, type=kind), indices, 3, 1e-12)
+
+
+def test_an_operator_is_the_combination_of_its_second_derivatives() -> None:
+    network = network_of(3)
+    layout = Layout(network)
+    engine = JetsEngine(network, layout, features, (*ALL[3], CROSSED))
+    jets, _ = evaluate(engine, perturbed(layout, network), points(3))
+    by_index = dict(zip(engine.indices, jets.unbind(1), strict=True))
+    assert relative(by_index[CROSSED], CROSSED.of(by_index.__getitem__)) < 1e-13
 
 
 @pytest.mark.parametrize("depth", [1, 2])
