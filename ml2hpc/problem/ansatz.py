@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ml2hpc.errors import UserError
 from ml2hpc.problem import guard
-from ml2hpc.problem.jet import Index, Jet, Points, RecordingJet, closure, derivatives, splits
+from ml2hpc.problem.jet import Carried, Index, Jet, Operator, Points, RecordingJet, closure, derivatives, splits
 from ml2hpc.problem.pde import PDE, Condition
 from ml2hpc.problem.samplers import sample
 
@@ -30,7 +30,7 @@ class Term:
     residual
         Called with `Points` and one jet per field (two per field with `partner`).
     indices
-        Derivatives that the network has to carry for it.
+        Derivatives and operators that the network has to carry for it.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Term:
     points: Tensor
     partner: Tensor | None
     residual: Callable[..., Any]
-    indices: tuple[Index, ...]
+    indices: tuple[Carried, ...]
 
     @property
     def n(self) -> int:
@@ -56,9 +56,10 @@ class Term:
 
 
 class Trial:
-    """Jets of u at fixed points from jets of the network there: a linear map, point by point.
+    """Jets of u at fixed points from jets of the network there: an affine map, point by point.
 
-    By Leibniz, with multi-indices, D^i u = D^i lifting + sum_(j <= i) binom(i, j) D^(i-j) distance D^j N.
+    By Leibniz, with multi-indices, D^i u = D^i lifting + sum_(j <= i) binom(i, j) D^(i-j) distance D^j N; an operator
+    L = sum_ik c_ik D_ik gives L(d N) = N L d + sum_ik c_ik (d_i N_k + d_k N_i) + d L N.
 
     Parameters
     ----------
@@ -67,15 +68,20 @@ class Trial:
     x
         Points, shape (d, n), partners included.
     indices
-        Closed set of derivatives, in the engine's order.
+        Closed set of derivatives and operators, in the engine's order.
     """
 
-    def __init__(self, pde: PDE, x: Tensor, indices: tuple[Index, ...]) -> None:
+    def __init__(self, pde: PDE, x: Tensor, indices: tuple[Carried, ...]) -> None:
         self._pde = pde
         self._place = {index: j for j, index in enumerate(indices)}
+        # A second derivative that an operator stands for, by what it is divided by; the operator's others are zero.
+        self._carriers = {o.terms[0][0]: (self._place[o], o.terms[0][1]) for o in indices if isinstance(o, Operator)}
+        self._absent = {i for o in indices if isinstance(o, Operator) for i, _ in o.terms[1:]}
+        self._zero = x.new_zeros(x.shape[1])
         self._lifting: Tensor | None = None  # (fields, jets, n)
         self._distance: Tensor | None = None  # (fields, 1, n)
-        self._mixed: list[tuple[int, int, Tensor]] = []  # (i, j, factor of D^j N in D^i u) for j < i
+        self._bent: Tensor | None = None  # (fields, jets - 1, n): the distance's derivatives, the factors of N's value
+        self._mixed: list[tuple[int, int, Tensor]] = []  # (i, j, factor of D^j N in D^i u) for other j < i
         if not pde.hard:
             return
         lifting, distance = _known(pde, "lifting", x, indices), _known(pde, "distance", x, indices)
@@ -83,31 +89,53 @@ class Trial:
             self._lifting = torch.stack([lifting[i] for i in indices], 1)
         if distance is not None:
             self._distance = distance[()][:, None]
-            for index in indices:
-                for left, right, times in splits(index):
-                    if left and distance[left].any():
-                        self._mixed.append((self._place[index], self._place[right], times * distance[left]))
+            self._share(indices, distance)
+
+    def _share(self, indices: tuple[Carried, ...], distance: dict[Carried, Tensor]) -> None:
+        """Keep the factors that a derivative of the distance gives to the network's lower derivatives."""
+        bent = torch.stack([distance[i] for i in indices], 1)[:, 1:]
+        if bent.any():
+            self._bent = bent
+        for index in indices:
+            for left, right, times in splits(index):
+                if left and right and distance[left].any():
+                    self._mixed.append((self._place[index], self._place[right], times * distance[left]))
 
     def jets(self, network: Tensor) -> Tensor:
         """Return the jets of u, shape (fields, jets, n), from the network's."""
         if self._distance is None:
             return network if self._lifting is None else network + self._lifting
-        u = network * self._distance
+        if self._lifting is None:
+            return self._add_lower(network * self._distance, network)
+        return self._add_lower(torch.addcmul(self._lifting, network, self._distance), network)
+
+    def push_forward(self, network: Tensor) -> Tensor:
+        """Return the derivative of u's jets along the network's, shape (fields, jets, n): `jets` without lifting."""
+        return network if self._distance is None else self._add_lower(network * self._distance, network)
+
+    def _add_lower(self, u: Tensor, network: Tensor) -> Tensor:
+        if self._bent is not None:
+            u[:, 1:].addcmul_(self._bent, network[:, :1])
         for i, j, factor in self._mixed:
             u[:, i].addcmul_(factor, network[:, j])
-        return u if self._lifting is None else u.add_(self._lifting)
+        return u
 
     def pull_back(self, cotangent: Tensor) -> Tensor:
         """Return the cotangent of the network's jets, shape (fields, jets, n), from that of u's."""
         if self._distance is None:
             return cotangent
         network = cotangent * self._distance
+        if self._bent is not None:
+            network[:, 0].add_((self._bent * cotangent[:, 1:]).sum(1))
         for i, j, factor in self._mixed:
             network[:, j].addcmul_(factor, cotangent[:, i])
         return network
 
     def fields(self, u: Tensor, *, pairs: bool = False) -> list[Jet]:
-        """Return one jet per field from u's jets; with `pairs`, the fields at the points and then at their partners."""
+        """Return one jet per field from u's jets; with `pairs`, the fields at the points and then at their partners.
+
+        Where an operator is carried, its first second derivative stands for all of it, see `_operator`.
+        """
         planes = [field.unbind() for field in u.unbind()]
         if not pairs:
             return [self._jet(field) for field in planes]
@@ -116,19 +144,24 @@ class Trial:
 
     def _jet(self, planes: Any) -> Jet:
         def lookup(index: Index) -> Tensor:
-            if index not in self._place:
-                name = "".join(self._pde.coordinates[axis] for axis in index)
-                raise UserError(
-                    f"{type(self._pde).__name__} reads the derivative '{name}' at some points only; "
-                    f"read it outside of any if, so that it is propagated"
-                )
-            value: Tensor = planes[self._place[index]]
-            return value
+            place, factor = self._place.get(index), 1.0
+            if place is None and index in self._carriers:
+                place, factor = self._carriers[index]
+            if place is not None:
+                value: Tensor = planes[place]
+                return value if factor == 1.0 else value / factor
+            if index in self._absent:
+                return self._zero[: len(planes[0])]
+            name = "".join(self._pde.coordinates[axis] for axis in index)
+            raise UserError(
+                f"{type(self._pde).__name__} reads the derivative '{name}' at some points only; "
+                f"read it outside of any if, so that it is propagated"
+            )
 
         return Jet(self._pde.coordinates, lookup)
 
 
-def _known(pde: PDE, name: str, x: Tensor, indices: tuple[Index, ...]) -> dict[Index, Tensor] | None:
+def _known(pde: PDE, name: str, x: Tensor, indices: tuple[Carried, ...]) -> dict[Carried, Tensor] | None:
     """Return the derivatives of lifting or distance at the points, each (fields, n); None if it returns None."""
     full_name, function = f"{type(pde).__name__}.{name}", getattr(pde, name)
 
@@ -228,7 +261,65 @@ def _term(
     read = set().union(*(jet.read for jet in jets))
     if not read:
         raise UserError(f"{full_name} does not depend on {', '.join(pde.fields)}: there is nothing to train")
-    return Term(name, weight / points.shape[1], points, partner, residual, closure(read))
+    term = Term(name, weight / points.shape[1], points, partner, residual, closure(read))
+    operator = _operator(pde, full_name, term, read)
+    if operator is not None:
+        term = replace(term, indices=closure([*(i for i in read if len(i) < 2), operator]))
+    return term
+
+
+def _operator(pde: PDE, full_name: str, term: Term, read: set[Index]) -> Operator | None:
+    """Return the operator L = sum_ik c_ik D_ik through which alone a residual depends on second derivatives, or None.
+
+    Every component r has dr / du_ik = a c_ik for each field u, with one c for all and a constant a per component and
+    field: found by differentiation at all points, on two draws of random jets of different size, to 1e-12. Then r is
+    affine in the second derivatives and depends on them through L u only. So it is exact to carry L u in place of
+    them and to hand it out as c_ik u_ik for one ik, zero for the others. With third derivatives the single second
+    ones are carried anyway.
+    """
+    seconds = sorted(i for i in read if len(i) == 2)
+    if len(seconds) < 2 or max(map(len, read)) > 2:
+        return None
+    slopes = torch.cat([_slopes(pde, full_name, term, seconds, draw) for draw in (0, 1)], 2)
+    if not len(slopes):
+        return None
+    first = slopes[:, :, 0]
+    row = first[first.abs().amax(1).argmax()]  # a c of the component and field that depends on them most
+    tolerance = 1e-12 * float(row.abs().max())
+    factors = row / row[0]  # the first second derivative will stand for the whole
+    multiples = (first @ row / (row @ row))[:, None] * row
+    constant = bool(((slopes - first[:, :, None]).abs() <= tolerance).all())
+    proportional = bool(((first - multiples).abs() <= tolerance).all())
+    if not (constant and proportional and bool((row.abs() > tolerance).all())):
+        return None
+    return Operator(tuple(zip(seconds, factors.tolist(), strict=True)))
+
+
+def _slopes(pde: PDE, full_name: str, term: Term, seconds: Sequence[Index], draw: int) -> Tensor:
+    """Return dr / du_ik on random jets, shape (components * fields, seconds, n), in float64."""
+    generator = torch.Generator().manual_seed(draw)
+    drawn: list[dict[Index, Tensor]] = [{} for _ in range(len(pde.fields) * (1 if term.partner is None else 2))]
+
+    def jet(own: dict[Index, Tensor]) -> Jet:
+        def lookup(index: Index) -> Tensor:
+            if index not in own:
+                values = torch.randn(term.n, generator=generator, dtype=torch.float64)
+                own[index] = (10.0**draw * values).requires_grad_()
+            return own[index]
+
+        return Jet(pde.coordinates, lookup)
+
+    with torch.enable_grad():
+        fields = [jet(own) for own in drawn]
+        inputs = [field.derivative(*index) for field in fields for index in seconds]
+        p = Points(pde.coordinates, term.points.to(torch.float64))
+        values = residuals(guard.call(full_name, term.residual, p, *fields))
+        rows = [
+            torch.stack(torch.autograd.grad(value.sum(), inputs, retain_graph=True, materialize_grads=True))
+            for value in values
+            if value.requires_grad
+        ]
+    return torch.cat(rows).view(-1, len(seconds), term.n) if rows else torch.empty(0, len(seconds), term.n)
 
 
 def _met(pde: PDE, term: Term) -> bool:
