@@ -25,6 +25,7 @@ from ml2hpc.vec.treesum import TreeSum
 
 _ALIGNMENT = 64  # bytes: of rows and vectors, for the longest vector register
 _ROWS = 128  # a segment of this many rows, if all were as long, takes some 0.1 ms: long against a call
+_CACHE = 2**21  # bytes of rows that torch works on at a time
 _MOST = 64  # segments, and so ranks that can share a block
 
 Update = tuple[float, float, float, float]
@@ -142,20 +143,27 @@ class SymmetricMatrix:
         self._sweep(matrix, stride, first, last, noted, u, w, g, ctypes.c_void_p(out.data_ptr()), start, n)
 
     def _plain(self, i: int, out: Tensor) -> None:
+        """As many rows at a time as stay in the cache from the update to both products."""
         segment = self._segments[i]
-        low, high = segment.first, segment.last
-        block = slice(self._starts[segment.block], self._starts[segment.block + 1])
-        rows, g = self._rows(i), self._g[block]
+        out.zero_()
+        step = max(_CACHE // self._rows(i)[0].nbytes, 1)
+        for low in range(segment.first, segment.last, step):
+            self._plain_rows(segment, low, min(low + step, segment.last), out)
+
+    def _plain_rows(self, segment: _Segment, low: int, high: int, out: Tensor) -> None:
+        assert segment.rows is not None
+        rows = segment.rows[low - segment.first : high - segment.first]
+        start = self._starts[segment.block]
+        g, result = self._g[start:], out[start:]
         if self._pending[segment.block]:
             scale, m11, m12, m22 = self._coefficients[segment.block].tolist()
-            columns = torch.stack([self._u[block], self._w[block]])[:, :high]
+            columns = torch.stack([self._u[start : start + high], self._w[start : start + high]])
             middle = torch.tensor([[m11, m12], [m12, m22]], dtype=self.dtype)
             rows[:, :high].addmm_(columns[:, low:].T @ middle, columns, beta=scale)
-        out.zero_()
-        result = out[block]
         left, corner = rows[:, :low], rows[:, low:high].tril()
-        result[low:high] = left @ g[:low] + corner @ g[low:high] + corner.tril(-1).T @ g[low:high]
-        result[:low] = left.T @ g[low:high]
+        mine = g[low:high]
+        result[:low] += left.T @ mine
+        result[low:high] += left @ g[:low] + corner @ mine + corner.tril(-1).T @ mine
 
     def state(self) -> dict[str, Any]:
         """Return the triangle by segments and the noted update; complete on rank 0. Collective."""
