@@ -84,10 +84,17 @@ class Communicator:
         """Return the communicator that holds this rank only. Not collective."""
         return Communicator(MPI.COMM_SELF, self.log, self.wait)
 
-    def allgather(self, send: Array) -> Array:
-        """Return the arrays of all ranks, shape (size, *send.shape). Collective: equal shapes everywhere."""
+    def allgather(self, send: Array, receive: Array | None = None) -> Array:
+        """Return the arrays of all ranks, shape (size, *send.shape). Collective: equal shapes everywhere.
+
+        Parameters
+        ----------
+        receive
+            Where to write them, if memory is reused.
+        """
         send = np.asarray(send, order="C")
-        receive = _aligned((self.size, *send.shape), send.dtype)
+        if receive is None:
+            receive = _aligned((self.size, *send.shape), send.dtype)
         if self.size == 1:
             receive[0] = send
         else:

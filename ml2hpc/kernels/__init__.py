@@ -1,7 +1,7 @@
 """Floor 0: compiled kernels, built with the package where there is a C compiler, chosen by instruction set at run time.
 
 lib = kernels.load()                       None where they were not built
-function = lib.function("lanes", torch.float64)
+function = lib.function("sweep", torch.float64)
 """
 
 from __future__ import annotations

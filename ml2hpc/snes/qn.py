@@ -13,10 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ml2hpc import kernels
 from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
+from ml2hpc.snes.dense import DenseInverse
 from ml2hpc.snes.interface import SNES, DirectionMethod, Point, Tree
-from ml2hpc.snes.secant import CompactLBFGS, DenseInverse, Inverse
+from ml2hpc.snes.limited import CompactLBFGS
+from ml2hpc.snes.secant import Inverse
 
 
 class QuasiNewton(DirectionMethod):
@@ -34,6 +37,10 @@ class QuasiNewton(DirectionMethod):
 
         type: Literal["lbfgs", "bfgs", "ssbfgs", "ssbroyden"] = option(
             "lbfgs", "limited-memory BFGS, or a dense inverse by BFGS or its self-scaled relatives"
+        )
+        # The whole matrix takes the fewest iterations, while it fits: n^2 / 2 numbers over all ranks.
+        blocks: Literal["none", "layers"] = option(
+            "none", "keep a dense inverse of all unknowns, or only its diagonal blocks, one for each layer"
         )
         m: int = option(10, "stored pairs (lbfgs)", at_least=1)
         scale_type: Literal["scalar", "none"] = option("scalar", "scaling of the start matrix (lbfgs)")
@@ -57,10 +64,12 @@ class QuasiNewton(DirectionMethod):
     def set_up(self, solver: SNES) -> None:
         o = self.options
         space = solver.problem.space
-        dense = o.type != "lbfgs"
-        self.inverse = (
-            DenseInverse(space, o.type) if dense else CompactLBFGS(space, o.m, scaled=o.scale_type == "scalar")
-        )
+        if o.type == "lbfgs":
+            self.inverse = CompactLBFGS(space, o.m, scaled=o.scale_type == "scalar")
+        else:
+            problem = solver.problem
+            self._parts = problem.layers if o.blocks == "layers" else (slice(0, space.n),)
+            self.inverse = DenseInverse(space, problem.comm, o.type, self._parts, o.curvature, kernels.load())
         self._velocity: Tensor | None = None
         self._previous: Tensor | None = None  # the residual of the step before, for Powell's test
         self._learnt: Point | None = None  # where the last step ended
@@ -69,6 +78,11 @@ class QuasiNewton(DirectionMethod):
             raise OptionsError(
                 f"-{solver.prefix}snes_qn_momentum {o.momentum:g}: self-scaling needs steps along H r; "
                 f"use 1, or -{solver.prefix}snes_qn_type lbfgs or bfgs"
+            )
+        if o.blocks != "none" and o.type == "lbfgs":
+            raise OptionsError(
+                f"-{solver.prefix}snes_qn_blocks {o.blocks}: lbfgs keeps no matrix; "
+                f"use -{solver.prefix}snes_qn_type bfgs, ssbfgs or ssbroyden"
             )
 
     def begin(self, solver: SNES) -> None:
@@ -148,8 +162,14 @@ class QuasiNewton(DirectionMethod):
         self.inverse.recognise(point.r)
         self._learnt = point if self._resumes else None
 
+    def rebind(self, solver: SNES) -> None:
+        self.inverse.retarget()
+        self._learnt, self._previous = None, None
+
     def brief(self) -> str:
-        return f"qn({self.options.type}{f' {self.options.m}' * (self.options.type == 'lbfgs')})"
+        o = self.options
+        detail = f" {o.m}" if o.type == "lbfgs" else f", {o.blocks}" if o.blocks != "none" else ""
+        return f"qn({o.type}{detail})"
 
     def view(self) -> list[str]:
         o = self.options
@@ -157,7 +177,8 @@ class QuasiNewton(DirectionMethod):
         if o.type == "lbfgs":
             lines.append(f"Stored subspace size: {o.m}, scale type is {o.scale_type.upper()}")
         else:
-            lines.append("dense inverse")
+            blocks = f" in {len(self._parts)} diagonal blocks, by layers" if o.blocks == "layers" else ""
+            lines.append(f"dense inverse{blocks}")
         if o.momentum < 1.0:
             lines.append(f"momentum: {o.momentum:g} of the new direction")
         return [*lines, f"secant pairs from: {o.pairs}"]

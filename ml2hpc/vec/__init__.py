@@ -2,6 +2,7 @@
 
 from ml2hpc.vec.layout import Layout
 from ml2hpc.vec.space import Replicated, Sharded, VectorSpace
+from ml2hpc.vec.symmetric import SymmetricMatrix
 from ml2hpc.vec.treesum import TreeSum
 
-__all__ = ["Layout", "Replicated", "Sharded", "TreeSum", "VectorSpace"]
+__all__ = ["Layout", "Replicated", "Sharded", "SymmetricMatrix", "TreeSum", "VectorSpace"]

@@ -42,6 +42,10 @@ class VectorSpace(ABC):
     def gather(self, x: Tensor) -> Tensor:
         """Return the whole, shape (n,) or (n, m), from slices (n_local,) or (n_local, m). Collective if sharded."""
 
+    @abstractmethod
+    def wholes(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """Return whole vectors (n,) from slices (n_local,), in one exchange. Collective if sharded."""
+
     def zeros(self) -> Tensor:
         """Return the zero vector. Not collective."""
         return torch.zeros(self.n_local, dtype=self.dtype)
@@ -79,6 +83,9 @@ class Replicated(VectorSpace):
     def gather(self, x: Tensor) -> Tensor:
         return x
 
+    def wholes(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        return vectors
+
 
 class Sharded(VectorSpace):
     """Every rank holds a contiguous slice; lengths differ by at most one."""
@@ -106,3 +113,7 @@ class Sharded(VectorSpace):
         columns = x.shape[1:].numel()
         parts = self.comm.allgather_parts(x.reshape(-1).numpy(), [n * columns for n in self._sizes])
         return torch.from_numpy(parts).view(-1, *x.shape[1:])
+
+    def wholes(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        columns = self.gather(torch.stack(vectors, 1))
+        return tuple(column.clone() for column in columns.unbind(1))

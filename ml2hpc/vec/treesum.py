@@ -9,6 +9,7 @@ subtrees inside its own range; one Allgather brings the subtrees together and ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,8 +17,11 @@ from torch import Tensor
 from ml2hpc.comm import Communicator
 
 Range = tuple[int, int]
+_Leaf: TypeAlias = tuple[int, int, int]
+Part: TypeAlias = Callable[[int, Tensor], None]
 
 _ALIGNMENT = 64  # bytes; where a vector starts decides the order of additions inside BLAS
+_LONGEST = 2**24  # bytes received at once: longer vectors are exchanged in slices, or all ranks would fill the memory
 
 
 def _middle(low: int, high: int) -> int:
@@ -56,12 +60,17 @@ class TreeSum:
         self.comm = comm
         self.n = len(costs)
         bounds = _deal(costs, comm.size)
-        self._by_rank = [_subtrees(0, self.n, bounds[r], bounds[r + 1]) for r in range(comm.size)]
-        self._most = max(len(trees) for trees in self._by_rank)
+        by_rank = [_subtrees(0, self.n, bounds[r], bounds[r + 1]) for r in range(comm.size)]
         self.parts = range(bounds[comm.rank], bounds[comm.rank + 1])
-        self._buffers: dict[tuple[int, torch.dtype], list[Tensor]] = {}
+        self._most = max(len(trees) for trees in by_rank)
+        self._orders = [_order(low, high, 0) for low, high in by_rank[comm.rank]]
+        self._depth = max((level for order in self._orders for _, level, _ in order), default=0)
+        rows = {tree: r * self._most + i for r, trees in enumerate(by_rank) for i, tree in enumerate(trees)}
+        self._joins: list[tuple[int, int]] = []
+        self._root = _join(rows, 0, self.n, self._joins)
+        self._spaces: dict[tuple[int, torch.dtype], _Space] = {}
 
-    def __call__(self, part: Callable[[int, Tensor], None], length: int, dtype: torch.dtype) -> Tensor:
+    def __call__(self, part: Part, length: int, dtype: torch.dtype) -> Tensor:
         """Return sum_i part_i, shape (length,), the same bits on every rank. Collective.
 
         Parameters
@@ -69,36 +78,74 @@ class TreeSum:
         part
             `part(i, out)` writes part i over `out`, shape (length,), which starts at a multiple of 64 bytes.
         """
-        mine = self._by_rank[self.comm.rank]
+        if (length, dtype) not in self._spaces:
+            self._spaces[length, dtype] = _Space(length, dtype, self._most, self._depth, self.comm.size)
+        space = self._spaces[length, dtype]
+        total = torch.empty(length, dtype=dtype)
+        if self.comm.size == 1:
+            _add(part, self._orders[0], [total, *space.partial])
+            return total
+        for order, row in zip(self._orders, space.send, strict=False):
+            _add(part, order, [row, *space.partial])
+        for columns in space.slices:
+            self._finish(space, columns, total)
+        return total
+
+    def _finish(self, space: _Space, columns: slice, total: Tensor) -> None:
+        """Add the subtrees of all ranks over some columns. Collective."""
+        send = space.packed[:, columns].contiguous()  # itself where the columns are all
+        received = space.received[: self.comm.size * send.numel()].view(-1, send.shape[1])
+        self.comm.allgather(send.numpy(), received.numpy().reshape(self.comm.size, *send.shape))
+        for left, right in self._joins:
+            received[left].add_(received[right])
+        found = total[columns]
+        found.copy_(received[self._root, : len(found)])
+
+
+class _Space:
+    """The memory of sums of one length and type, kept from one sum to the next."""
+
+    def __init__(self, length: int, dtype: torch.dtype, rows: int, depth: int, size: int) -> None:
         aligned = -(-length * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT // dtype.itemsize
-        packed = torch.zeros(self._most, aligned, dtype=dtype)
-        for row, (low, high) in zip(packed, mine, strict=False):
-            self._add_subtree(part, low, high, row[:length], 0)
-        gathered = torch.from_numpy(self.comm.allgather(packed.numpy()))[..., :length]
-        nodes = {tree: gathered[rank, i] for rank, trees in enumerate(self._by_rank) for i, tree in enumerate(trees)}
-        return self._finish(nodes, 0, self.n).clone()  # apart from the gathered rows, which it would keep alive
+        self.partial = [torch.empty(length, dtype=dtype) for _ in range(depth)]
+        rows *= size > 1  # alone, nothing is sent
+        lines = max(_LONGEST // (size * max(rows, 1) * _ALIGNMENT), 1)
+        width = lines * (_ALIGNMENT // dtype.itemsize)
+        self.slices = [slice(k, min(k + width, aligned)) for k in range(0, aligned, width)]
+        self.packed = torch.zeros(rows, aligned, dtype=dtype)
+        self.send = [row[:length] for row in self.packed]
+        self.received = torch.empty(size * rows * min(width, aligned), dtype=dtype)
 
-    def _add_subtree(self, part: Callable[[int, Tensor], None], low: int, high: int, out: Tensor, depth: int) -> None:
-        if high - low == 1:
-            part(low, out)
-            return
-        middle = _middle(low, high)
-        self._add_subtree(part, low, middle, out, depth + 1)
-        right = self._buffer(depth, out)
-        self._add_subtree(part, middle, high, right, depth + 1)
-        out.add_(right)
 
-    def _buffer(self, depth: int, like: Tensor) -> Tensor:
-        buffers = self._buffers.setdefault((like.numel(), like.dtype), [])
-        while len(buffers) <= depth:
-            buffers.append(torch.empty_like(like))
-        return buffers[depth]
+def _add(part: Part, order: Sequence[_Leaf], rows: Sequence[Tensor]) -> None:
+    """Add a subtree into rows[0]; rows[k] holds what waits for its right neighbour at depth k."""
+    for leaf, level, joins in order:
+        part(leaf, rows[level])
+        for k in range(level, level - joins, -1):
+            rows[k - 1].add_(rows[k])
 
-    def _finish(self, nodes: dict[Range, Tensor], low: int, high: int) -> Tensor:
-        if (low, high) in nodes:
-            return nodes[low, high]
-        middle = _middle(low, high)
-        return self._finish(nodes, low, middle) + self._finish(nodes, middle, high)
+
+def _order(low: int, high: int, level: int) -> list[_Leaf]:
+    """The leaves of [low, high): number, depth, and how many sums are complete after it.
+
+    >>> _order(0, 3, 0)
+    [(0, 0, 0), (1, 1, 1), (2, 1, 1)]
+    """
+    if high - low == 1:
+        return [(low, level, 0)]
+    middle = _middle(low, high)
+    *before, (leaf, depth, joins) = _order(middle, high, level + 1)
+    return [*_order(low, middle, level), *before, (leaf, depth, joins + 1)]
+
+
+def _join(rows: dict[Range, int], low: int, high: int, joins: list[tuple[int, int]]) -> int:
+    """Append the additions (to, from) that make [low, high) out of the rows of subtrees; return the row it ends in."""
+    if (low, high) in rows:
+        return rows[low, high]
+    middle = _middle(low, high)
+    pair = _join(rows, low, middle, joins), _join(rows, middle, high, joins)
+    joins.append(pair)
+    return pair[0]
 
 
 def _deal(costs: Sequence[float], size: int) -> list[int]:

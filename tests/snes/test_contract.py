@@ -43,6 +43,7 @@ TREES = {
     "qn bfgs": ("-snes_type qn -snes_qn_type bfgs", 40, 1e-8),
     "qn ssbfgs": ("-snes_type qn -snes_qn_type ssbfgs", 40, 1e-8),
     "qn ssbroyden": ("-snes_type qn -snes_qn_type ssbroyden", 40, 1e-8),
+    "qn ssbroyden by layers": ("-snes_type qn -snes_qn_type ssbroyden -snes_qn_blocks layers", 400, 1e-8),
     "qn, right nasm": ("-snes_type qn -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 5", 30, 1e-8),
     "qn, left nasm": (
         "-snes_type qn -snes_npc_side left -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 30",
@@ -172,6 +173,7 @@ ADAM = "-snes_type torchoptim -snes_torchoptim_lr 0.1"
 CHANGES = {
     "qn": {
         "type": (QN, "bfgs"),
+        "blocks": (SSB, "layers"),
         "m": (QN, "2"),
         "scale_type": (QN, "none"),
         "restart_type": (f"{QN} -snes_qn_restart 3", "periodic"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ml2hpc.comm import Communicator
 from ml2hpc.log import Log
-from ml2hpc.vec import TreeSum
+from ml2hpc.vec import TreeSum, treesum
 from ml2hpc.vec.treesum import _deal, _middle, _subtrees
 
 NUMBERS = (1, 2, 3, 5, 8, 13, 64, 100)
@@ -114,6 +114,21 @@ def test_a_sum_is_one_reduction_and_the_callers_own(comm) -> None:
 def test_a_sum_without_parts_is_refused() -> None:
     with pytest.raises(AssertionError, match="at least one part"):
         TreeSum(Communicator.world(wait="spin"), [])
+
+
+@pytest.mark.parallel(2, 3)
+def test_long_vectors_are_exchanged_in_slices_with_the_same_bits(comm, monkeypatch) -> None:
+    monkeypatch.setattr(treesum, "_LONGEST", 4096)
+    c = Communicator(comm, Log(), "spin")
+    n, length = 13, 1003
+
+    def part(i: int, out: Tensor) -> None:
+        out.copy_(vector(i, length, torch.float64))
+
+    found = TreeSum(c, [1.0] * n)(part, length, torch.float64)
+    assert torch.equal(found, serial(n, length, torch.float64))
+    assert c.log.total.reductions > 3
+    assert c.log.total.bytes < 1.2 * 8 * length * comm.size * 4
 
 
 @pytest.mark.parametrize("n", NUMBERS)

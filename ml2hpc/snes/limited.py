@@ -1,0 +1,109 @@
+"""Limited-memory BFGS in compact form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ml2hpc.snes.secant import Inverse, Tree
+from ml2hpc.vec import VectorSpace
+
+
+class CompactLBFGS(Inverse):
+    """Limited-memory BFGS in compact form: two passes over the stored pairs for each step.
+
+    With S, Y the pairs as columns, R the upper triangle of S'Y, D its diagonal, gamma = s'y / y'y of the last pair,
+
+        H g = gamma g + S p + gamma Y q,   q = -R^-1 S'g,   p = R^-T ((D + gamma Y'Y) R^-1 S'g - gamma Y'g).
+
+    One pass forms [S Y]' [y g_new] with a new pair, which are the new columns of R and Y'Y and all that the next
+    direction needs; the other forms the direction.
+
+    References
+    ----------
+    Byrd, Nocedal, Schnabel: Representations of quasi-Newton matrices, Math. Programming 63 (1994).
+    """
+
+    def __init__(self, space: VectorSpace, memory: int, *, scaled: bool) -> None:
+        super().__init__(space)
+        self.memory = memory
+        self.scaled = scaled
+        self._rows = torch.zeros(2 * memory, space.n_local, dtype=space.dtype)  # S' above Y'
+        self._upper = torch.zeros(memory, memory, dtype=space.dtype)  # R, oldest pair first
+        self._yy = torch.zeros(memory, memory, dtype=space.dtype)  # Y'Y, oldest pair first
+        self._order: list[int] = []  # places of the pairs in the rows, oldest first
+        self._learnt = 0
+        self._known: tuple[Tensor, Tensor] | None = None  # g and its products with the rows, (2 memory,)
+
+    @property
+    def pairs(self) -> int:
+        return self._learnt
+
+    def apply(self, g: Tensor) -> Tensor:
+        if not self._order:
+            return g.clone()
+        if self._known is None or self._known[0] is not g:
+            self._known = (g, self.space.mdot(self._rows, g))
+        k, m, count = torch.tensor(self._order), self.memory, len(self._order)
+        sg, yg = self._known[1][k], self._known[1][m + k]
+        upper, yy = self._upper[:count, :count], self._yy[:count, :count]
+        gamma = float(upper[-1, -1]) / float(yy[-1, -1]) if self.scaled else 1.0
+        q = torch.linalg.solve_triangular(upper, sg[:, None], upper=True)[:, 0]
+        middle = upper.diagonal() * q + gamma * (yy @ q - yg)
+        p = torch.linalg.solve_triangular(upper.T, middle[:, None], upper=False)[:, 0]
+        weights = torch.zeros(2 * m, dtype=g.dtype)
+        weights[k] = p
+        weights[m + k] = -gamma * q
+        return torch.addmv(g, self._rows.T, weights, beta=gamma)
+
+    def update(self, s: Tensor, y: Tensor, g: Tensor, g_new: Tensor, step: float | None) -> None:
+        m = self.memory
+        if len(self._order) == m:
+            for products in (self._upper, self._yy):
+                products[:-1, :-1] = products[1:, 1:].clone()
+            place = self._order.pop(0)
+        else:
+            place = len(self._order)
+        self._order.append(place)
+        self._rows[place] = s
+        self._rows[m + place] = y
+        with_y, with_g = self.space.mdot(torch.stack([y, g_new]), self._rows.T)
+        k, count = torch.tensor(self._order), len(self._order)
+        self._upper[:count, count - 1] = with_y[k]
+        self._yy[:count, count - 1] = self._yy[count - 1, :count] = with_y[m + k]
+        self._known = (g_new, with_g)
+        self._learnt += 1
+
+    def reset(self) -> None:
+        self._order.clear()
+        self._learnt, self._known = 0, None
+
+    def retarget(self) -> None:
+        self._known = None
+
+    def state(self) -> Tree:
+        rows = self.space.gather(self._rows.T.contiguous()).T.contiguous()
+        tree: Tree = {
+            "rows": rows.numpy(),
+            "upper": self._upper.numpy(),
+            "yy": self._yy.numpy(),
+            "order": list(map(str, self._order)),
+            "learnt": self._learnt,
+        }
+        if self._known is not None:
+            tree |= {"g": self.space.gather(self._known[0]).numpy(), "along": self._known[1].numpy()}
+        return tree
+
+    def load(self, state: Tree) -> None:
+        self._rows = torch.from_numpy(state["rows"])[:, self.space.rows].clone()
+        self._upper, self._yy = (torch.from_numpy(state[k]).clone() for k in ("upper", "yy"))
+        self._order = [int(i) for i in state["order"]]
+        self._learnt = int(state["learnt"])
+        self._known = None
+        if "g" in state:
+            g = self.space.local(torch.from_numpy(state["g"])).clone()
+            self._known = (g, torch.from_numpy(state["along"]).clone())
+
+    def recognise(self, g: Tensor) -> None:
+        if self._known is not None and self.space.norm(self._known[0] - g) == 0.0:
+            self._known = (g, self._known[1])
