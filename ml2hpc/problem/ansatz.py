@@ -97,15 +97,6 @@ class Trial:
             u[:, i].addcmul_(factor, network[:, j])
         return u if self._lifting is None else u.add_(self._lifting)
 
-    def push_forward(self, network: Tensor) -> Tensor:
-        """Return the tangent of u's jets, shape (fields, jets, n), from that of the network's: the linear part."""
-        if self._distance is None:
-            return network
-        u = network * self._distance
-        for i, j, factor in self._mixed:
-            u[:, i].addcmul_(factor, network[:, j])
-        return u
-
     def pull_back(self, cotangent: Tensor) -> Tensor:
         """Return the cotangent of the network's jets, shape (fields, jets, n), from that of u's."""
         if self._distance is None:
