@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ml2hpc.errors import UserError
 from ml2hpc.problem import guard
-from ml2hpc.problem.jet import Index, Jet, Points, RecordingJet, closure, derivatives, splits
+from ml2hpc.problem.jet import Carried, Index, Jet, Points, RecordingJet, closure, derivatives, splits
 from ml2hpc.problem.pde import PDE, Condition
 from ml2hpc.problem.samplers import sample
 
@@ -30,7 +30,7 @@ class Term:
     residual
         Called with `Points` and one jet per field (two per field with `partner`).
     indices
-        Derivatives that the network has to carry for it.
+        Derivatives and operators that the network has to carry for it.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Term:
     points: Tensor
     partner: Tensor | None
     residual: Callable[..., Any]
-    indices: tuple[Index, ...]
+    indices: tuple[Carried, ...]
 
     @property
     def n(self) -> int:
@@ -56,9 +56,10 @@ class Term:
 
 
 class Trial:
-    """Jets of u at fixed points from jets of the network there: a linear map, point by point.
+    """Jets of u at fixed points from jets of the network there: an affine map, point by point.
 
-    By Leibniz, with multi-indices, D^i u = D^i lifting + sum_(j <= i) binom(i, j) D^(i-j) distance D^j N.
+    By Leibniz, with multi-indices, D^i u = D^i lifting + sum_(j <= i) binom(i, j) D^(i-j) distance D^j N; an operator
+    L = sum_ik c_ik D_ik gives L(d N) = N L d + sum_ik c_ik (d_i N_k + d_k N_i) + d L N.
 
     Parameters
     ----------
@@ -67,15 +68,16 @@ class Trial:
     x
         Points, shape (d, n), partners included.
     indices
-        Closed set of derivatives, in the engine's order.
+        Closed set of derivatives and operators, in the engine's order.
     """
 
-    def __init__(self, pde: PDE, x: Tensor, indices: tuple[Index, ...]) -> None:
+    def __init__(self, pde: PDE, x: Tensor, indices: tuple[Carried, ...]) -> None:
         self._pde = pde
         self._place = {index: j for j, index in enumerate(indices)}
         self._lifting: Tensor | None = None  # (fields, jets, n)
         self._distance: Tensor | None = None  # (fields, 1, n)
-        self._mixed: list[tuple[int, int, Tensor]] = []  # (i, j, factor of D^j N in D^i u) for j < i
+        self._bent: Tensor | None = None  # (fields, jets - 1, n): the distance's derivatives, the factors of N's value
+        self._mixed: list[tuple[int, int, Tensor]] = []  # (i, j, factor of D^j N in D^i u) for other j < i
         if not pde.hard:
             return
         lifting, distance = _known(pde, "lifting", x, indices), _known(pde, "distance", x, indices)
@@ -83,25 +85,44 @@ class Trial:
             self._lifting = torch.stack([lifting[i] for i in indices], 1)
         if distance is not None:
             self._distance = distance[()][:, None]
-            for index in indices:
-                for left, right, times in splits(index):
-                    if left and distance[left].any():
-                        self._mixed.append((self._place[index], self._place[right], times * distance[left]))
+            self._share(indices, distance)
+
+    def _share(self, indices: tuple[Carried, ...], distance: dict[Carried, Tensor]) -> None:
+        """Keep the factors that a derivative of the distance gives to the network's lower derivatives."""
+        bent = torch.stack([distance[i] for i in indices], 1)[:, 1:]
+        if bent.any():
+            self._bent = bent
+        for index in indices:
+            for left, right, times in splits(index):
+                if left and right and distance[left].any():
+                    self._mixed.append((self._place[index], self._place[right], times * distance[left]))
 
     def jets(self, network: Tensor) -> Tensor:
         """Return the jets of u, shape (fields, jets, n), from the network's."""
         if self._distance is None:
             return network if self._lifting is None else network + self._lifting
-        u = network * self._distance
+        if self._lifting is None:
+            return self._add_lower(network * self._distance, network)
+        return self._add_lower(torch.addcmul(self._lifting, network, self._distance), network)
+
+    def push_forward(self, network: Tensor) -> Tensor:
+        """Return the derivative of u's jets along the network's, shape (fields, jets, n): `jets` without lifting."""
+        return network if self._distance is None else self._add_lower(network * self._distance, network)
+
+    def _add_lower(self, u: Tensor, network: Tensor) -> Tensor:
+        if self._bent is not None:
+            u[:, 1:].addcmul_(self._bent, network[:, :1])
         for i, j, factor in self._mixed:
             u[:, i].addcmul_(factor, network[:, j])
-        return u if self._lifting is None else u.add_(self._lifting)
+        return u
 
     def pull_back(self, cotangent: Tensor) -> Tensor:
         """Return the cotangent of the network's jets, shape (fields, jets, n), from that of u's."""
         if self._distance is None:
             return cotangent
         network = cotangent * self._distance
+        if self._bent is not None:
+            network[:, 0].add_((self._bent * cotangent[:, 1:]).sum(1))
         for i, j, factor in self._mixed:
             network[:, j].addcmul_(factor, cotangent[:, i])
         return network
@@ -128,7 +149,7 @@ class Trial:
         return Jet(self._pde.coordinates, lookup)
 
 
-def _known(pde: PDE, name: str, x: Tensor, indices: tuple[Index, ...]) -> dict[Index, Tensor] | None:
+def _known(pde: PDE, name: str, x: Tensor, indices: tuple[Carried, ...]) -> dict[Carried, Tensor] | None:
     """Return the derivatives of lifting or distance at the points, each (fields, n); None if it returns None."""
     full_name, function = f"{type(pde).__name__}.{name}", getattr(pde, name)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ml2hpc.problem.engine import Batch, Engine
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import derivatives
+from ml2hpc.problem.jet import derivatives, order
 
 
 class AutogradEngine(Engine[Batch]):
@@ -42,7 +42,6 @@ class AutogradEngine(Engine[Batch]):
 
     def cost(self) -> Cost:
         # Each order differentiates all that is there once more: about 2^order sweeps, half of them for the value.
-        order = max(len(i) for i in self.indices)
-        sweep = 2.0 * self.layout.n
-        below = sweep * 2**order * len([i for i in self.indices if len(i) == order])
+        orders = [order(i) for i in self.indices]
+        below = 2.0 * self.layout.n * 2 ** max(orders) * orders.count(max(orders))
         return Cost(objective=below, gradient=3.0 * below)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Carried, Operator, closure, derivatives
+from ml2hpc.problem.jet import Carried, closure, derivatives
 from ml2hpc.vec import Layout
 
 Features = Callable[[Tensor], Tensor]
@@ -184,13 +184,5 @@ class Engine(ABC, Generic[B]):
 
     def feature_jets(self, x: Tensor) -> Tensor:
         """Return the input features' jets, shape (features, jets, n)."""
-        lower = [i for i in self.indices if not isinstance(i, Operator)]
-        seconds = [index for i in self.indices if isinstance(i, Operator) for index, _ in i.terms]
-        found = {i: v.detach() for i, v in derivatives(self.features, x, (*lower, *seconds)).items()}
-        planes = [
-            sum((factor * found[index] for index, factor in i.terms), torch.zeros_like(found[()]))
-            if isinstance(i, Operator)
-            else found[i]
-            for i in self.indices
-        ]
-        return torch.stack(planes, 1)
+        found = derivatives(self.features, x, self.indices)
+        return torch.stack([found[i].detach() for i in self.indices], 1)

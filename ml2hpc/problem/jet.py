@@ -7,7 +7,7 @@ running it once on `RecordingJet`s, so only those are propagated through the net
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, combinations
 from math import comb
@@ -32,9 +32,22 @@ class Operator:
 
     terms: tuple[tuple[Index, float], ...]
 
+    def of(self, derivative: Callable[[Index], Tensor]) -> Tensor:
+        """Return the combination of the second derivatives that `derivative` returns."""
+        (first, factor), *others = self.terms
+        total = factor * derivative(first)
+        for index, factor in others:
+            total = total + factor * derivative(index)
+        return total
+
 
 Carried = Index | Operator
 """What one place on the jet axis holds."""
+
+
+def order(carried: Carried) -> int:
+    """Return the order of a derivative, 2 for an operator."""
+    return 2 if isinstance(carried, Operator) else len(carried)
 
 
 class Jet:
@@ -183,20 +196,28 @@ def partitions(index: Index) -> list[tuple[tuple[Index, ...], int]]:
     return sorted(ways.items(), key=lambda item: (len(item[0]), item[0]))
 
 
-def splits(index: Index) -> list[tuple[Index, Index, int]]:
-    """Return all ways to share the derivatives of `index` between two factors, with their multiplicities (Leibniz).
+def splits(index: Carried) -> list[tuple[Carried, Carried, float]]:
+    """Return all ways to share a derivative between two factors, with their multiplicities (Leibniz).
+
+    An operator L = sum_ik c_ik D_ik splits into (1, L), (L, 1) and products of first derivatives.
 
     >>> splits((0, 0))
-    [((), (0, 0), 1), ((0,), (0,), 2), ((0, 0), (), 1)]
+    [((), (0, 0), 1.0), ((0,), (0,), 2.0), ((0, 0), (), 1.0)]
     """
-    ways: list[tuple[Index, Index, int]] = [((), (), 1)]
+    if isinstance(index, Operator):
+        crossed: dict[tuple[Carried, Carried], float] = {((), index): 1.0, (index, ()): 1.0}
+        for (i, k), factor in index.terms:
+            for left, right in (((i,), (k,)), ((k,), (i,))):
+                crossed[left, right] = crossed.get((left, right), 0.0) + factor
+        return [(left, right, factor) for (left, right), factor in crossed.items()]
+    ways: list[tuple[Index, Index, float]] = [((), (), 1.0)]
     for axis in sorted(set(index)):
         m = index.count(axis)
         ways = [(a + (axis,) * k, b + (axis,) * (m - k), w * comb(m, k)) for a, b, w in ways for k in range(m + 1)]
-    return ways
+    return list(ways)
 
 
-def derivatives(function: Callable[[Tensor], Tensor], x: Tensor, indices: Sequence[Index]) -> dict[Index, Tensor]:
+def derivatives(function: Callable[[Tensor], Tensor], x: Tensor, wanted: Iterable[Carried]) -> dict[Carried, Tensor]:
     """Differentiate an ordinary torch function of the points by nested reverse mode.
 
     Parameters
@@ -205,23 +226,30 @@ def derivatives(function: Callable[[Tensor], Tensor], x: Tensor, indices: Sequen
         Maps coordinates (d, n) to values (..., n), point by point.
     x
         Coordinates, shape (d, n).
-    indices
-        A closed set of derivatives, lower orders first.
+    wanted
+        Derivatives and operators.
 
     Returns
     -------
     dict
-        Derivative -> tensor (..., n); zero where the function does not depend on a coordinate. Differentiable.
+        Each of them -> tensor (..., n); zero where the function does not depend on a coordinate. Differentiable.
     """
     if not x.requires_grad:
         x = x.detach().requires_grad_()
     with torch.enable_grad():
         found: dict[Index, Tensor] = {(): function(x)}
-        for index in indices:
-            if index:
-                lower = found[index[:-1]]
-                found[index] = _partial(lower, x, index[-1])
-    return found
+
+        def derivative(index: Index) -> Tensor:
+            if index not in found:
+                found[index] = _partial(derivative(index[:-1]), x, index[-1])
+            return found[index]
+
+        def carried(what: Carried) -> Tensor:
+            if isinstance(what, Operator):
+                return what.of(derivative)
+            return derivative(what)
+
+        return {what: carried(what) for what in wanted}
 
 
 def _partial(values: Tensor, x: Tensor, axis: int) -> Tensor:

@@ -10,22 +10,30 @@ and on the way back, with cotangents g of y,
     gz_i  = sigma' g_i + sigma'' sum_k (1 + [i = k]) z_k g_ik,
     gz    = sigma' g + sigma'' (sum_i g_i z_i + sum_ik g_ik z_ik) + sigma''' sum_ik g_ik z_i z_k.
 
+An operator L = sum_ik c_ik D_ik is one more jet, y_L = sigma' z_L + sigma'' sum_ik c_ik z_i z_k. Where third or fourth
+derivatives are carried, and for derivatives along a direction of the parameters, `Chain` takes a layer's place.
+
 An adaptive slope k is folded into the weights, k (W y + b) = (k W) y + (k b), which costs nothing per point.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ml2hpc.errors import UnsupportedError
+from ml2hpc.problem.chain import Chain
 from ml2hpc.problem.engine import Batch, Engine, Features, Window
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Index
+from ml2hpc.problem.jet import Carried
 from ml2hpc.problem.network import SLOPE, DenseNetwork
 from ml2hpc.vec import Layout
+
+HIGHEST = 4  # order: the tests go up to here
+BLOCK = 2**18  # numbers written at a time in `rows`: 2 MiB, so that the sum over the jets stays in cache
 
 
 class JetBatch(Batch):
@@ -54,6 +62,7 @@ class _Hidden:
         self.z, self.y = (_Jets(width, jets, n, dtype) for _ in range(2))
         self.first, self.second = (torch.zeros(width, n, dtype=dtype) for _ in range(2))
         self.first_of_all = self.first[:, None]  # broadcasts over the jets
+        self.sigmas: list[Tensor] = []  # sigma, sigma', ..., where the order is above 2
 
 
 class _Workspace:
@@ -76,9 +85,16 @@ class _Layer:
     residual: bool
     start: int
 
+    def pieces(self, flat: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return its weight, bias and slope (empty if it has none) in `flat`, (parameters, ...) from number `start`."""
+        rows, columns = self.weight.shape
+        weight = flat[self.start - start :][: rows * columns].unflatten(0, (rows, columns))
+        rest = flat[self.start - start + rows * columns :]
+        return weight, rest[:rows], rest[rows] if self.slope is not None else rest[:0]
+
 
 class JetsEngine(Engine[JetBatch]):
-    """Second-order jets of a `DenseNetwork`, for any number of coordinates."""
+    """Jets of a `DenseNetwork` up to order 4, for any number of coordinates."""
 
     network: DenseNetwork
 
@@ -87,16 +103,19 @@ class JetsEngine(Engine[JetBatch]):
         network: nn.Module,
         layout: Layout,
         features: Features,
-        indices: tuple[Index, ...],
+        indices: tuple[Carried, ...],
         window: Window | None = None,
     ) -> None:
         super().__init__(network, layout, features, indices, window)
         if not isinstance(network, DenseNetwork):
             raise UnsupportedError("the jets engine propagates dense networks only; use -pinn_engine autograd")
-        if any(len(i) > 2 for i in self.indices):
-            raise UnsupportedError("the jets engine carries derivatives up to order 2; use -pinn_engine autograd")
-        place = {index: j for j, index in enumerate(self.indices)}
-        self._seconds = [(place[i], place[i[:1]], place[i[1:]]) for i in self.indices if len(i) == 2]
+        self.chain = Chain(self.indices)
+        if self.chain.order > HIGHEST:
+            raise UnsupportedError(
+                f"the jets engine carries derivatives up to order {HIGHEST}; use -pinn_engine autograd"
+            )
+        # (place of the second derivative or operator, of the two first derivatives, factor of their product)
+        self._seconds = [(p.place, i, k, c) for p in self.chain.parts if p.m == 2 for c, (i, k) in p.products]
         self._spaces: dict[int, _Workspace] = {}
         self._layers: list[_Layer] = []  # of the latest forward
 
@@ -123,26 +142,56 @@ class JetsEngine(Engine[JetBatch]):
         return outputs
 
     def reverse(self, parameters: Tensor, batch: JetBatch, cotangent: Tensor, out: Tensor) -> None:
-        layers, space, hidden = self._layers, self._space(batch), self._hidden
-        first, last = self.window.first, self.window.last
+        for k, gz in self._cotangents(batch, cotangent):
+            if k < self.window.last:
+                self._parameter_gradient(self._layers[k], gz, self._below(batch, k), out)
+
+    def rows(self, parameters: Tensor, batch: JetBatch, cotangent: Tensor, out: Tensor) -> None:
+        for k, gz in self._cotangents(batch, cotangent):
+            if k < self.window.last:
+                self._parameter_rows(self._layers[k], gz, self._below(batch, k), out)
+
+    def _cotangents(self, batch: JetBatch, cotangent: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield the layers' numbers, from the top down to the window, with the cotangents of their z's jets.
+
+        Each has the shape (out, jets, n) and is valid until the next.
+        """
+        layers, space, hidden, first = self._layers, self._space(batch), self._hidden, self.window.first
         g, gz = space.g.matrix, space.gz
-
-        def below(k: int) -> Tensor:
-            return self._entering(batch) if k == first else space.hidden[k - 1].y.matrix
-
-        rows = cotangent.reshape(len(cotangent), -1)
-        if last > hidden:
-            self._parameter_gradient(layers[hidden], rows, cotangent[:, 0], below(hidden), out)
+        yield hidden, cotangent
         if first < hidden:
-            torch.mm(layers[hidden].weight.T, rows, out=g)
+            torch.mm(layers[hidden].weight.T, cotangent.reshape(len(cotangent), -1), out=g)
         for k in range(hidden - 1, first - 1, -1):
             self._activation_reverse(space.hidden[k], space)
-            if k < last:
-                self._parameter_gradient(layers[k], gz.matrix, gz.each[0], below(k), out)
+            yield k, gz.all
             if k > first and layers[k].residual:
                 g.addmm_(layers[k].weight.T, gz.matrix)
             elif k > first:
                 torch.mm(layers[k].weight.T, gz.matrix, out=g)
+
+    def tangent(self, parameters: Tensor, direction: Tensor, batch: JetBatch) -> Tensor:
+        self.forward(parameters, batch, reverse=True)
+        space, shape = self._space(batch), (-1, len(self.indices), batch.x.shape[1])
+        dy: Tensor | None = None  # (width, jets * n), zero below the window
+        for k in range(self.window.first, self._hidden):
+            kept = space.hidden[k]
+            dz = self._affine_tangent(k, self._below(batch, k), dy, direction).view(shape)
+            change = self.chain.push_forward(self._sigmas(kept, space), kept.z.all, dz).flatten(1)
+            dy = change.add_(dy) if self._layers[k].residual and dy is not None else change
+        return self._affine_tangent(self._hidden, self._below(batch, self._hidden), dy, direction).view(shape)
+
+    def _affine_tangent(self, k: int, y: Tensor, dy: Tensor | None, direction: Tensor) -> Tensor:
+        """The derivative of layer k's jets z = W y + b, (out, jets * n), along a direction of the window and dy."""
+        layer = self._layers[k]
+        dz = y.new_zeros(len(layer.weight), y.shape[1]) if dy is None else torch.mm(layer.weight, dy)
+        if k < self.window.last:
+            weight, bias, slope = layer.pieces(direction, self.window.start)
+            if layer.slope is not None:  # of k W and k b
+                weight = layer.slope * weight + SLOPE * slope * layer.plain[0]
+                bias = layer.slope * bias + SLOPE * slope * layer.plain[1]
+            dz.addmm_(weight, y)
+            dz[:, : y.shape[1] // len(self.indices)] += bias[:, None]
+        return dz
 
     def differentiable(self, parameters: Tensor, batch: JetBatch) -> Tensor:
         y = self._entering(batch)
@@ -171,6 +220,10 @@ class JetsEngine(Engine[JetBatch]):
             return batch.features
         assert batch.below is not None, "freeze comes first"
         return batch.below
+
+    def _below(self, batch: JetBatch, k: int) -> Tensor:
+        """The jets that enter layer k, (in, jets * n), as the latest forward left them."""
+        return self._entering(batch) if k == self.window.first else self._space(batch).hidden[k - 1].y.matrix
 
     def _matrices(self, parameters: Tensor) -> list[_Layer]:
         """The layers' matrices; views of `parameters` unless a slope is folded in."""
@@ -205,13 +258,28 @@ class JetsEngine(Engine[JetBatch]):
 
     def _activation(self, kept: _Hidden, space: _Workspace) -> None:
         z, y = kept.z.each, kept.y.each
+        if self.chain.order > 2:
+            kept.sigmas = self.network.activation.derivatives(z[0], self.chain.order + 1)
+            kept.y.all.copy_(self.chain.jets(kept.sigmas, kept.z.all))
+            return
         self.network.activation.fill(z[0], y[0], kept.first, kept.second if len(z) > 1 else None)
         if len(z) > 1:
             torch.mul(kept.z.slopes, kept.first_of_all, out=kept.y.slopes)
-        for ik, i, k in self._seconds:
-            y[ik].addcmul_(torch.mul(z[i], z[k], out=space.part), kept.second)
+        for ik, i, k, c in self._seconds:
+            y[ik].addcmul_(torch.mul(z[i], z[k], out=space.part), kept.second, value=c)
+
+    def _sigmas(self, kept: _Hidden, space: _Workspace) -> list[Tensor]:
+        """sigma, sigma', ... at a hidden layer, one order above the chain's; sigma itself is not used."""
+        if self.chain.order > 2:
+            return kept.sigmas
+        if self._seconds:
+            self.network.activation.third(kept.z.each[0], kept.first, space.part)
+        return [kept.y.each[0], kept.first, kept.second, space.part]
 
     def _activation_reverse(self, kept: _Hidden, space: _Workspace) -> None:
+        if self.chain.order > 2:
+            self.chain.pull_back(kept.sigmas, kept.z.all, space.g.all, space.gz.all)
+            return
         z, g, gz = kept.z.each, space.g.each, space.gz.each
         torch.mul(space.g.all, kept.first_of_all, out=space.gz.all)
         if len(z) == 1:
@@ -226,30 +294,44 @@ class JetsEngine(Engine[JetBatch]):
     def _curvature_reverse(self, kept: _Hidden, space: _Workspace) -> None:
         """Add the parts that come from sigma'' z_i z_k to the cotangents of z and of its first derivatives."""
         z, g, gz, part = kept.z.each, space.g.each, space.gz.each, space.part
-        for number, (ik, i, k) in enumerate(self._seconds):
+        space.squares.zero_()
+        for ik, i, k, c in self._seconds:
             torch.mul(g[ik], z[k], out=part)
-            if number == 0:
-                torch.mul(part, z[i], out=space.squares)
-            else:
-                space.squares.addcmul_(part, z[i])
-            gz[i].addcmul_(part, kept.second, value=2.0 if i == k else 1.0)
+            space.squares.addcmul_(part, z[i], value=c)
+            gz[i].addcmul_(part, kept.second, value=2.0 * c if i == k else c)
             if i != k:
-                gz[k].addcmul_(torch.mul(g[ik], z[i], out=part), kept.second)
+                gz[k].addcmul_(torch.mul(g[ik], z[i], out=part), kept.second, value=c)
         self.network.activation.third(z[0], kept.first, part)
         gz[0].addcmul_(part, space.squares)
 
-    def _parameter_gradient(self, layer: _Layer, gz: Tensor, gz_value: Tensor, below: Tensor, out: Tensor) -> None:
-        """Write dW, db and, with an adaptive slope, da into `out` from cotangents gz (out, jets * n)."""
-        start = layer.start - self.window.start
-        rows, columns = layer.weight.shape
-        weight = out[start : start + rows * columns].view(rows, columns)
-        bias = out[start + rows * columns : start + rows * columns + rows]
-        torch.mm(gz, below.T, out=weight)
-        torch.sum(gz_value, 1, out=bias)
+    def _parameter_gradient(self, layer: _Layer, gz: Tensor, below: Tensor, out: Tensor) -> None:
+        """Write dW, db and, with an adaptive slope, da into `out` from cotangents gz (out, jets, n)."""
+        weight, bias, slope = layer.pieces(out, self.window.start)
+        torch.mm(gz.reshape(len(gz), -1), below.T, out=weight)
+        torch.sum(gz[:, 0], 1, out=bias)
         if layer.slope is not None:
             # Of z = k (W y + b): dL/dk from the derivatives with respect to kW and kb, before they turn into dW and db.
             change = torch.vdot(weight.reshape(-1), layer.plain[0].reshape(-1)) + torch.vdot(bias, layer.plain[1])
-            out[start + rows * columns + rows] = SLOPE * change
+            slope.copy_(SLOPE * change)
+            weight.mul_(layer.slope)
+            bias.mul_(layer.slope)
+
+    def _parameter_rows(self, layer: _Layer, gz: Tensor, below: Tensor, out: Tensor) -> None:
+        """Write the same point by point into `out` (window, n): dW = sum over jets of gz y."""
+        weight, bias, slope = layer.pieces(out, self.window.start)
+        y = below.view(len(below), gz.shape[1], -1).unbind(1)
+        together = max(1, BLOCK // (len(below) * gz.shape[2]))
+        for block, cotangents in zip(weight.split(together), gz.split(together), strict=True):
+            for j, y_j in enumerate(y):
+                g_j = cotangents[:, j, None]
+                if j == 0:
+                    torch.mul(g_j, y_j, out=block)
+                else:
+                    block.addcmul_(g_j, y_j)
+        bias.copy_(gz[:, 0])
+        if layer.slope is not None:
+            torch.mm(layer.plain[0].reshape(1, -1), weight.flatten(0, 1), out=slope[None])
+            slope.addmv_(bias.T, layer.plain[1]).mul_(SLOPE)
             weight.mul_(layer.slope)
             bias.mul_(layer.slope)
 
@@ -262,14 +344,4 @@ class JetsEngine(Engine[JetBatch]):
 
     def _activate(self, z: Tensor) -> Tensor:
         """The jet of sigma at z (width, jets, n)."""
-        inner = z[:, 0]
-        value = self.network.activation.value(inner)
-        parts = [value]
-        if len(self.indices) > 1:
-            (first,) = torch.autograd.grad(value.sum(), inner, create_graph=True)
-            parts += [first * z[:, j] for j in range(1, len(self.indices))]
-        if self._seconds:
-            (second,) = torch.autograd.grad(first.sum(), inner, create_graph=True)
-            for ik, i, k in self._seconds:
-                parts[ik] = parts[ik] + second * z[:, i] * z[:, k]
-        return torch.stack(parts, 1)
+        return self.chain.jets(self.network.activation.derivatives(z[:, 0], self.chain.order), z)

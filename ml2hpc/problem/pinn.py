@@ -22,7 +22,7 @@ from ml2hpc.problem.autograd import AutogradEngine
 from ml2hpc.problem.engine import Batch, Engine, Window
 from ml2hpc.problem.gram import add_square, panels
 from ml2hpc.problem.interface import Block, Cost, Linearization, LinearizedCost, Problem, Restriction, slices
-from ml2hpc.problem.jet import Index, Points
+from ml2hpc.problem.jet import Carried, Points
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.pde import PDE
 from ml2hpc.vec import Layout, Replicated, TreeSum
@@ -50,7 +50,7 @@ class _Evaluation:
         self.window = window
         self._model = model
         self._terms = terms
-        self._engines: dict[tuple[Index, ...], Engine[Any]] = {}
+        self._engines: dict[tuple[Carried, ...], Engine[Any]] = {}
         self._pieces: list[tuple[int, slice]] = []
         costs: list[float] = []
         cost = [self._engine(t.indices).cost() for t in terms]
@@ -64,7 +64,7 @@ class _Evaluation:
         self._sum = TreeSum(comm, costs)
         self._chunks = {i: self._chunk(i) for i in self._sum.parts}
 
-    def _engine(self, indices: tuple[Index, ...]) -> Engine[Any]:
+    def _engine(self, indices: tuple[Carried, ...]) -> Engine[Any]:
         if indices not in self._engines:
             self._engines[indices] = self._model.engine(indices, self.window)
         return self._engines[indices]
@@ -302,7 +302,7 @@ class Model:
     dtype: torch.dtype
     chunk: int
 
-    def engine(self, indices: tuple[Index, ...], window: Window | None = None) -> Engine[Any]:
+    def engine(self, indices: tuple[Carried, ...], window: Window | None = None) -> Engine[Any]:
         """Return the engine for some derivatives and layers."""
         return ENGINES[self.engine_name](self.network, self.layout, self.pde.features, indices, window)
 

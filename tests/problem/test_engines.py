@@ -12,7 +12,7 @@ from torch import Tensor
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.autograd import AutogradEngine
 from ml2hpc.problem.engine import Engine, Window
-from ml2hpc.problem.jet import Index, closure
+from ml2hpc.problem.jet import Carried, Operator, closure
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.network import SLOPE, DenseNetwork, NetworkOptions
 from ml2hpc.vec import Layout
@@ -47,7 +47,7 @@ def evaluate(engine: Engine[Any], parameters: Tensor, x: Tensor) -> tuple[Tensor
     return jets, out
 
 
-def compare(network: DenseNetwork, indices: tuple[Index, ...], dim: int, tolerance: float) -> None:
+def compare(network: DenseNetwork, indices: tuple[Carried, ...], dim: int, tolerance: float) -> None:
     layout = Layout(network)
     parameters = perturbed(layout, network)
     x = points(dim, parameters.dtype)
@@ -82,8 +82,27 @@ def test_engines_agree_in_one_to_four_coordinates(dim: int) -> None:
     "indices",
     [((),), ((0,),), ((0,), (2,)), ((1, 1),), ((0, 2),), ((0, 0), (0, 1)), ((1,), (0, 2), (1, 2), (2, 2))],
 )
-def test_engines_agree_for_some_derivatives(indices: tuple[Index, ...]) -> None:
+def test_engines_agree_for_some_derivatives(indices: tuple[Carried, ...]) -> None:
     compare(network_of(3), indices, 3, 1e-12)
+
+
+WAVE = Operator((((0, 0), 1.0), ((1, 1), -0.7)))
+CROSSED = Operator((((0, 0), 0.3), ((0, 1), 1.0), ((2, 2), -2.0)))
+
+
+@pytest.mark.parametrize("indices", [(WAVE,), ((0, 1), WAVE), ((2, 2), CROSSED), (CROSSED, WAVE)])
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
+def test_engines_agree_on_operators(kind: str, indices: tuple[Carried, ...]) -> None:
+    compare(network_of(3, type=kind), indices, 3, 1e-12)
+
+
+def test_an_operator_is_the_combination_of_its_second_derivatives() -> None:
+    network = network_of(3)
+    layout = Layout(network)
+    engine = JetsEngine(network, layout, features, (*ALL[3], CROSSED))
+    jets, _ = evaluate(engine, perturbed(layout, network), points(3))
+    by_index = dict(zip(engine.indices, jets.unbind(1), strict=True))
+    assert relative(by_index[CROSSED], CROSSED.of(by_index.__getitem__)) < 1e-13
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -161,18 +180,101 @@ def test_batches_of_other_lengths_do_not_disturb() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_order_three_is_for_autograd() -> None:
+HIGH: dict[int, tuple[Carried, ...]] = {
+    1: ((0, 0, 0, 0),),
+    2: ((0, 0, 0), (0, 0, 1, 1), WAVE),
+    3: ((0, 1, 2), (1, 1, 1, 2), CROSSED),
+    4: ((0, 1, 2, 3), (3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+def test_engines_agree_up_to_order_four(dim: int, kind: str) -> None:
+    compare(network_of(dim, type=kind, depth=2, width=3, adaptive=kind == "resnet"), HIGH[dim], dim, 1e-12)
+
+
+@pytest.mark.parametrize("activation", ["sin", "silu", "gelu"])
+def test_activations_agree_up_to_order_four(activation: str) -> None:
+    compare(network_of(2, depth=2, activation=activation), HIGH[2], 2, 1e-12)
+
+
+def test_highest_derivatives_against_differences() -> None:
     network = network_of(1)
     layout = Layout(network)
-    with pytest.raises(UnsupportedError, match=r"order 2; use -pinn_engine autograd"):
-        JetsEngine(network, layout, features, ((0, 0, 0),))
-    parameters, x = perturbed(layout, network), points(1)
-    engine = AutogradEngine(network, layout, features, ((0, 0, 0),))
-    assert engine.indices == ((), (0,), (0, 0), (0, 0, 0))
-    h = 1e-3
-    second = [engine.forward(parameters, engine.batch(x + s * h), reverse=False)[:, 2] for s in (1, -1)]
-    third = engine.forward(parameters, engine.batch(x), reverse=False)[:, 3]
-    assert relative((second[0] - second[1]) / (2 * h), third) < 1e-5
+    parameters, x, h = perturbed(layout, network), points(1), 1e-3
+    for kind in (JetsEngine, AutogradEngine):
+        engine: Engine[Any] = kind(network, layout, features, ((0, 0, 0, 0),))
+        assert engine.indices == ((), (0,), (0, 0), (0, 0, 0), (0, 0, 0, 0))
+        jets = [engine.forward(parameters, engine.batch(x + s * h), reverse=False).clone() for s in (1, 0, -1)]
+        assert relative((jets[0] - jets[2])[:, 2:4] / (2 * h), jets[1][:, 3:]) < 1e-4
+
+
+def test_order_five_is_for_autograd() -> None:
+    network = network_of(1)
+    with pytest.raises(UnsupportedError, match=r"order 4; use -pinn_engine autograd"):
+        JetsEngine(network, Layout(network), features, ((0,) * 5,))
+
+
+# ---- along a direction, and point by point ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("indices", [((),), ((0,),), (*ALL[2], WAVE), (WAVE,), ((0, 0, 1),)])
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(("first", "last"), [(0, 3), (0, 1), (1, 2), (1, 3), (2, 3)])
+def test_tangent_and_rows(indices: tuple[Carried, ...], adaptive: bool, first: int, last: int) -> None:
+    """Both against their definitions by autograd; <c, J v> = <J' c, v>; the rows add up to the gradient."""
+    network = network_of(2, depth=2, type="resnet", adaptive=adaptive)
+    layout = Layout(network)
+    parameters, x = perturbed(layout, network), points(2)
+    window = Window.of(layout, first, last)
+    mine = JetsEngine(network, layout, features, indices, window)
+    batch = mine.batch(x)
+    mine.freeze(parameters, batch)
+    direction = random(window.stop - window.start, 3)
+    tangent = mine.tangent(parameters, direction, batch).clone()
+    assert tangent.abs().max() > 1e-2
+    assert relative(tangent, Engine.tangent(mine, parameters, direction, batch)) < 1e-13
+
+    jets, gradient = evaluate(mine, parameters, x)
+    cotangent = random(jets.numel(), 9).view(jets.shape)
+    assert float((cotangent * tangent).sum()) == pytest.approx(float(gradient @ direction), rel=1e-12)  # <c, J v>
+    rows, expected = torch.full((2, window.stop - window.start, N), float("nan"), dtype=torch.float64)
+    mine.forward(parameters, batch, reverse=True)
+    mine.rows(parameters, batch, cotangent, rows)
+    Engine.rows(mine, parameters, batch, cotangent, expected)
+    assert relative(rows, expected) < 1e-13
+    assert relative(rows.sum(1), gradient) < 1e-13
+
+
+def test_rows_in_several_blocks() -> None:
+    network = network_of(2, depth=2, width=24)
+    layout = Layout(network)
+    engine, parameters = JetsEngine(network, layout, features, ALL[2]), perturbed(layout, network)
+    batch = engine.batch(random(2 * 1001, 7).view(2, 1001))
+    cotangent = random(2 * 6 * 1001, 9).view(2, 6, 1001)
+    rows, gradient = torch.full((layout.n, 1001), float("nan"), dtype=torch.float64), torch.empty(layout.n).double()
+    engine.forward(parameters, batch, reverse=True)
+    engine.rows(parameters, batch, cotangent, rows)
+    engine.forward(parameters, batch, reverse=True)
+    engine.reverse(parameters, batch, cotangent, gradient)
+    assert relative(rows.sum(1), gradient) < 1e-12
+
+
+@pytest.mark.parametrize("indices", [(WAVE,), ((0, 0, 1, 1),)])
+def test_reverse_tangent_is_the_derivative_of_the_reverse_pass(indices: tuple[Carried, ...]) -> None:
+    network = network_of(2, depth=2, adaptive=True)
+    layout = Layout(network)
+    engine, parameters = JetsEngine(network, layout, features, indices), perturbed(layout, network)
+    batch, v, h = engine.batch(points(2)), random(layout.n, 3), 1e-6
+    cotangent, change = random(2 * len(engine.indices) * N * 2, 9).view(2, 2, -1, N)
+    out = torch.empty(3, layout.n, dtype=torch.float64)
+    engine.tangent(parameters, v, batch)
+    engine.reverse_tangent(parameters, v, batch, cotangent, change, out[0])
+    for sign, gradient in ((1, out[1]), (-1, out[2])):
+        engine.forward(parameters + sign * h * v, batch, reverse=True)
+        engine.reverse(parameters + sign * h * v, batch, cotangent + sign * h * change, gradient)
+    assert relative((out[1] - out[2]) / (2 * h), out[0]) < 1e-7
 
 
 def test_other_networks_are_for_autograd() -> None:

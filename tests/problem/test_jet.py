@@ -123,6 +123,16 @@ def test_activation_and_its_derivatives(name: str) -> None:
     activation.third(z.detach(), first, third)
     for mine, theirs in zip((y, first, second, third), expected, strict=True):
         assert relative(mine, theirs.detach()) < 1e-14
+    for m in range(7):  # autograd loses digits with every order
+        if m > 3:
+            (slope,) = torch.autograd.grad(expected[-1].sum(), z, create_graph=True)
+            expected.append(slope)
+        found = activation.derivatives(z.detach(), m)
+        assert len(found) == m + 1
+        assert relative(found[m], expected[m].detach()) < 1e-13
+        assert not found[m].requires_grad
+    (bend,) = torch.autograd.grad(activation.derivatives(z, 4)[4].sum(), z)
+    assert relative(bend, expected[5]) < 1e-13
     again = torch.full_like(first, math.nan)
     activation.fill(z.detach(), y, again, None)
     assert torch.equal(again, first)
