@@ -33,9 +33,9 @@ class Work:
     def __getitem__(self, key: tuple[str, str]) -> float:
         return float(self.counts[KINDS.index(key[0]), MEASURES.index(key[1])])
 
-    def add(self, kind: str, share: float = 1.0) -> None:
-        """Count one evaluation that costs `share` of the same evaluation of the full problem."""
-        self.counts[KINDS.index(kind)] += (1.0, 1.0, share)
+    def add(self, kind: str, share: float = 1.0, times: float = 1.0) -> None:
+        """Count `times` evaluations, each of which costs `share` of the same evaluation of the full problem."""
+        self.counts[KINDS.index(kind)] += (times, times, times * share)
 
     def sequential(self, parts: Iterable[Work]) -> None:
         """Add parts that ran one after the other."""

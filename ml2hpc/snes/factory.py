@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 from ml2hpc import linesearch
 from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.options import Database, option
+from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import SNES, Method, Options
 from ml2hpc.snes.nasm import Nasm
 from ml2hpc.snes.nrichardson import NRichardson
@@ -19,9 +20,9 @@ from ml2hpc.snes.qn import QuasiNewton
 from ml2hpc.snes.shell import Shell
 from ml2hpc.snes.torchoptim import TorchOptim
 
-TYPES: dict[str, type[Method]] = {t.name: t for t in (NRichardson, QuasiNewton, Nasm, TorchOptim, Shell)}
+TYPES: dict[str, type[Method]] = {t.name: t for t in (NRichardson, QuasiNewton, GaussNewton, Nasm, TorchOptim, Shell)}
 
-Name = Literal["nrichardson", "qn", "nasm", "torchoptim", "shell"]
+Name = Literal["nrichardson", "qn", "gn", "nasm", "torchoptim", "shell"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class _Type:
 class _Preconditioner:
     """Option `-npc_snes_type`."""
 
-    snes_type: Literal["none", "nrichardson", "qn", "nasm", "torchoptim", "shell"] = option(
+    snes_type: Literal["none", "nrichardson", "qn", "gn", "nasm", "torchoptim", "shell"] = option(
         "none", "nonlinear preconditioner (NPC)"
     )
 
