@@ -8,6 +8,7 @@ meets the initial and boundary conditions by construction (hard), or they join t
 
     L(theta) = mean over points of P(u)^2  +  sum over conditions of w * mean over a face of (condition)^2.
 
+where w is the condition's own weight times -pinn_condition_weight, or what -pinn_weights says.
 L is minimised over the network's parameters theta by a solver tree. With no options that is ASPQN on Burgers' equation:
 a quasi-Newton method preconditioned by nonlinear additive Schwarz, one subdomain per hidden layer,
 
@@ -35,6 +36,13 @@ Other equations, or your own file with a class derived from `ml2hpc.problem.pde.
 
     mpirun -n 6 python -m ml2hpc.apps.pinn -pinn_problem klein_gordon -net_depth 6 -net_width 50 -npc_dm_subdomains 6
     python -m ml2hpc.apps.pinn -pinn_problem apps/problems/heat.py:Heat -net_depth 3 -npc_dm_subdomains 3
+
+Points that follow the residual, drawn anew every 500 iterations, while the solver keeps what it learnt; soft conditions
+with weights of your own, or weights that balance the terms' gradients:
+
+    python -m ml2hpc.apps.pinn -snes_type qn -snes_qn_type ssbroyden -pinn_resample rad -snes_max_it 2000
+    python -m ml2hpc.apps.pinn -pinn_conditions soft -pinn_weights "t0_value=100,x0_value=10"
+    python -m ml2hpc.apps.pinn -pinn_conditions soft -pinn_adaptive_weights gradient -pinn_adaptive_weights_interval 20
 
 Go on from a file, for twice as many iterations; look at the result:
 
@@ -347,5 +355,10 @@ def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, poi
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/ssbroyden.opts -snes_max_it 3
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/adam.opts -snes_max_it 3
 # test: python -m ml2hpc.apps.pinn -pinn_problem $CHECKOUT/apps/problems/heat.py:Heat -snes_type qn -snes_max_it 3
+# test: mpirun -n 2 python -m ml2hpc.apps.pinn -snes_type qn -pinn_resample rad -pinn_resample_interval 2 -snes_max_it 3
+# test: python -m ml2hpc.apps.pinn -restart run.h5 -snes_max_it 5
+# test: echo "-snes_type qn -snes_max_it 3 -pinn_conditions soft -pinn_weights t0_value=100" > soft.opts
+# test: echo "-pinn_adaptive_weights gradient -pinn_adaptive_weights_interval 2" >> soft.opts
+# test: python -m ml2hpc.apps.pinn -options_file soft.opts
 if __name__ == "__main__":
     main(sys.argv[1:])

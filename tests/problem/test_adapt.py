@@ -92,13 +92,15 @@ def test_resampling_raises_the_loss_of_the_residual_and_leaves_the_conditions():
 
 @pytest.mark.parallel(1, 2, 3, 4)
 def test_any_number_of_ranks_adapts_to_the_same_bits(comm):
-    both = [pinn(comm=on, n=90, chunk=16) for on in (everyone(comm), alone())]
+    both = [pinn(comm=on, n=150, chunk=29, width=20) for on in (everyone(comm), alone())]
     found = []
     for problem, x in both:
         adaptive = AdaptivePinn(problem, HOW, Balancing(3, 0.5))
         adaptive.refresh(3, x)
-        found.append((adaptive.state(), adaptive.problem.value_and_gradient(x)))
-    (here, (f, g)), (single, (f_single, g_single)) = found
+        r2 = squares(problem.comm, problem.model, problem.loss_terms[0], x)
+        found.append((adaptive.state(), r2, adaptive.problem.value_and_gradient(x)))
+    (here, r2, (f, g)), (single, r2_single, (f_single, g_single)) = found
+    assert (r2 == r2_single).all()
     assert f == f_single
     assert torch.equal(g, g_single)
     assert (here["points"] == single["points"]).all()

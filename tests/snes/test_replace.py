@@ -92,6 +92,7 @@ def scaled_rosenbrock(comm, factor: float) -> Analytic:
         "-snes_type qn -npc_snes_type nasm -npc_dm_subdomains 2",
         "-snes_type nrichardson -npc_snes_type nasm -npc_dm_subdomains 2",
         "-snes_type nasm -dm_decomposition samples -dm_subdomains 3",
+        "-snes_type nasm -dm_subdomains 1 -sub_snes_type nasm -sub_dm_decomposition blocks -sub_dm_subdomains 2",
     ],
 )
 def test_a_rebound_tree_without_memory_is_a_tree_of_the_new_problem(comm, options):
@@ -123,7 +124,15 @@ def test_a_matrix_that_points_nowhere_is_given_up(comm, along):
         return None
 
     solver.refresh = spoil
+    lengths = []
+
+    def note(s, point, norm, update):
+        lengths.append(update)
+        return Reason.CONVERGED_ITERATING
+
+    solver.observe = note
     point = solver.solve(start())
+    assert min(lengths[1:]) > 0  # no search was lost on it
     assert solver.resets == 1
     assert solver.iteration == 20
     assert point.f < 0.05 * falls[0]
