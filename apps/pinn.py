@@ -8,6 +8,7 @@ meets the initial and boundary conditions by construction (hard), or they join t
 
     L(theta) = mean over points of P(u)^2  +  sum over conditions of w * mean over a face of (condition)^2.
 
+where w is the condition's own weight times -pinn_condition_weight, or what -pinn_weights says.
 L is minimised over the network's parameters theta by a solver tree. With no options that is ASPQN on Burgers' equation:
 a quasi-Newton method preconditioned by nonlinear additive Schwarz, one subdomain per hidden layer,
 
@@ -36,6 +37,13 @@ Other equations, or your own file with a class derived from `ml2hpc.problem.pde.
     mpirun -n 6 python -m ml2hpc.apps.pinn -pinn_problem klein_gordon -net_depth 6 -net_width 50 -npc_dm_subdomains 6
     python -m ml2hpc.apps.pinn -pinn_problem apps/problems/heat.py:Heat -net_depth 3 -npc_dm_subdomains 3
 
+Points that follow the residual, drawn anew every 500 iterations, while the solver keeps what it learnt; soft conditions
+with weights of your own, or weights that balance the terms' gradients:
+
+    python -m ml2hpc.apps.pinn -snes_type qn -snes_qn_type ssbroyden -pinn_resample rad -snes_max_it 2000
+    python -m ml2hpc.apps.pinn -pinn_conditions soft -pinn_weights "t0_value=100,x0_value=10"
+    python -m ml2hpc.apps.pinn -pinn_conditions soft -pinn_adaptive_weights gradient -pinn_adaptive_weights_interval 20
+
 Go on from a file, for twice as many iterations; look at the result:
 
     mpirun -n 4 python -m ml2hpc.apps.pinn -restart run.h5 -snes_max_it 200
@@ -59,6 +67,7 @@ from ml2hpc.io import xdmf
 from ml2hpc.log.work import MEASURES
 from ml2hpc.options import Database, option
 from ml2hpc.problem import guard
+from ml2hpc.problem.adapt import AdaptivePinn, Balancing, Resampling, weighted
 from ml2hpc.problem.ansatz import collocate
 from ml2hpc.problem.equations import canonical, equation
 from ml2hpc.problem.network import DenseNetwork, NetworkOptions
@@ -99,6 +108,25 @@ class PinnOptions:
     condition_weight: float = option(1.0, "factor of all soft conditions in the loss", above=0.0)
     engine: Literal["jets", "autograd"] = option("jets", "how derivatives in the coordinates are computed")
     chunk: int = option(1250, "points evaluated at a time, the grain of the split over ranks", at_least=1)
+    weights: str = option("", "weights of single terms of the loss in place of their own, as name=weight,name=weight")
+    adaptive_weights: Literal["none", "gradient"] = option(
+        "none", "balance the conditions' weights by the norms of the terms' gradients"
+    )
+    # Long enough for a quasi-Newton matrix to follow the loss.
+    adaptive_weights_interval: int = option(100, "iterations between two changes of the weights", at_least=1)
+    # As published (SIAM J. Sci. Comput. 43, 2021).
+    adaptive_weights_average: float = option(0.9, "share of the old weight in the new", at_least=0.0, below=1.0)
+    resample: Literal["none", "rad"] = option(
+        "none", "draw the points inside anew where the residual is large (rad: residual-based adaptive distribution)"
+    )
+    # As published with self-scaled Broyden (CMAME 2025); power and offset as proposed with the method (CMAME 2023).
+    resample_interval: int = option(500, "iterations of the outermost solver between two resamplings", at_least=1)
+    resample_power: float = option(
+        1.0, "k in p ~ |r|^k / mean |r|^k + c; a larger one draws nearer peaks", at_least=0.0
+    )
+    resample_offset: float = option(1.0, "c there; a larger one spreads points more evenly", at_least=0.0)
+    # Costs about five gradients per resampling, one per cent of an interval.
+    resample_candidates: int = option(10, "points to draw from, as a factor of -pinn_points", at_least=1)
     error_interval: int = option(10, "iterations between two errors in the history; 0 is at the end only", at_least=0)
 
 
@@ -197,6 +225,35 @@ class Solution:
         )
 
 
+def adapted(problem: PinnProblem, options: PinnOptions, seed: int) -> AdaptivePinn | None:
+    """Return what adapts the problem while it is solved, as the options say. Not collective."""
+    o = options
+    resampling = Resampling(
+        o.resample_interval, o.resample_power, o.resample_offset, o.resample_candidates, o.sampler, seed
+    )
+    balancing = Balancing(o.adaptive_weights_interval, o.adaptive_weights_average)
+    resamples, balances = o.resample == "rad", o.adaptive_weights == "gradient"
+    if not (resamples or balances):
+        return None
+    return AdaptivePinn(problem, resampling if resamples else None, balancing if balances else None)
+
+
+def _resampling(o: PinnOptions) -> str:
+    """Return what a restart has to agree on."""
+    if o.resample == "none":
+        return ""
+    law = f"|r|^{o.resample_power:g} + {o.resample_offset:g}"
+    return f", every {o.resample_interval} {o.resample} {law} of {o.resample_candidates} times as many"
+
+
+def _weights(o: PinnOptions) -> str:
+    fixed = f", {o.weights}" if o.weights else ""
+    if o.adaptive_weights == "none":
+        return fixed
+    every, average = o.adaptive_weights_interval, o.adaptive_weights_average
+    return f"{fixed}, every {every} balanced by {o.adaptive_weights}, average {average:g}"
+
+
 def main(argv: list[str]) -> None:
     """Run the app on all ranks."""
     run = Run("pinn", argv)
@@ -214,7 +271,9 @@ def main(argv: list[str]) -> None:
         dtype=run.dtype,
         weight=options.condition_weight,
     )
+    terms = weighted(terms, options.weights)
     problem = PinnProblem(run.comm, model, terms)
+    adaptation = adapted(problem, options, run.options.seed)
     solution = Solution(run, pde, model)
     network = model.network
     assert isinstance(network, DenseNetwork)
@@ -225,8 +284,11 @@ def main(argv: list[str]) -> None:
             f"{net.type} {net.depth} x {net.width} {'adaptive ' * net.adaptive}{net.activation}, {len(x)} parameters"
         ),
         "dtype": run.options.dtype,
-        "points": f"{options.points} {options.sampler}, seed {run.options.seed}",
-        "conditions": f"{options.conditions}, weight {options.condition_weight:g}, {options.face_points} points a face",
+        "points": f"{options.points} {options.sampler}, seed {run.options.seed}{_resampling(options)}",
+        "conditions": (
+            f"{options.conditions}, weight {options.condition_weight:g}, {options.face_points} points a face"
+            f"{_weights(options)}"
+        ),
     }
     title = pde.title or type(pde).__name__
     counted = ", ".join(f"{t.n} {t.name}" for t in terms)
@@ -251,8 +313,17 @@ def main(argv: list[str]) -> None:
             "solution": {**fields, "points": xdmf.points(solution.axes)},
         }
 
-    point = run.solve(solver, problem, x, layout=model.layout, identity=identity, describe=describe, measure=measure)
-    report(run, solver, problem, solution, point)
+    point = run.solve(
+        solver,
+        problem,
+        x,
+        layout=model.layout,
+        identity=identity,
+        describe=describe,
+        measure=measure,
+        adaptation=adaptation,
+    )
+    report(run, solver, problem if adaptation is None else adaptation.problem, solution, point)
 
 
 def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, point: Point) -> None:
@@ -284,5 +355,10 @@ def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, poi
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/ssbroyden.opts -snes_max_it 3
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/adam.opts -snes_max_it 3
 # test: python -m ml2hpc.apps.pinn -pinn_problem $CHECKOUT/apps/problems/heat.py:Heat -snes_type qn -snes_max_it 3
+# test: mpirun -n 2 python -m ml2hpc.apps.pinn -snes_type qn -pinn_resample rad -pinn_resample_interval 2 -snes_max_it 3
+# test: python -m ml2hpc.apps.pinn -restart run.h5 -snes_max_it 5
+# test: echo "-snes_type qn -snes_max_it 3 -pinn_conditions soft -pinn_weights t0_value=100" > soft.opts
+# test: echo "-pinn_adaptive_weights gradient -pinn_adaptive_weights_interval 2" >> soft.opts
+# test: python -m ml2hpc.apps.pinn -options_file soft.opts
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -29,6 +29,7 @@ from ml2hpc.errors import DivergedError, FileError, OptionsError, UserError
 from ml2hpc.io import store
 from ml2hpc.monitor import History, Progress, Viewer
 from ml2hpc.options import Database, option
+from ml2hpc.problem.adapt import Adaptation
 from ml2hpc.problem.interface import Problem, ShardedProblem
 from ml2hpc.snes import SNES, Point, Reason, create
 from ml2hpc.vec import Layout
@@ -65,7 +66,9 @@ class Options:
         "all", "go on exactly, or start the solver anew from the file's parameters"
     )
     checkpoint_interval: float = option(60.0, "seconds between two checkpoints", at_least=0.0)
-    max_time: float = option(float("inf"), "seconds after which this job stops, at the end of an iteration", above=0.0)
+    max_time: float = option(
+        float("inf"), "seconds that this job may take: it stops where one more iteration would take longer", above=0.0
+    )
     dtype: Literal["float64", "float32"] = option("float64", "floating-point type")
     seed: int = option(0, "seed of the network's weights and of the points", at_least=0, at_most=2**31 - 1)
     threads: int = option(1, "threads per rank", at_least=1, at_most=1024)
@@ -106,7 +109,8 @@ class Run:
         self.history: dict[str, History] = {}
         self.progress = Progress()
         self._signal = 0
-        self._last_checkpoint = time.perf_counter()
+        self._last_checkpoint = self._observed = time.perf_counter()
+        self._adaptation: Adaptation | None = None
         self._describe: Callable[[Point, bool], Tree] = lambda point, last: {}
         self._measure: Callable[[SNES, Point], dict[str, float]] = lambda solver, point: {}
 
@@ -209,6 +213,7 @@ class Run:
         identity: Tree,
         describe: Callable[[Point, bool], Tree],
         measure: Callable[[SNES, Point], dict[str, float]],
+        adaptation: Adaptation | None = None,
     ) -> Point:
         """Minimise a problem from x, or go on from -restart, and write the output. Collective.
 
@@ -224,6 +229,8 @@ class Run:
             `describe(point, last)` returns further groups of the output file, complete on rank 0. Collective.
         measure
             Extra columns of the history, the same on every rank. Collective.
+        adaptation
+            Replaces the problem between iterations; `problem` is its first.
 
         Raises
         ------
@@ -232,8 +239,8 @@ class Run:
         FileError
             If the checkpoint belongs to another job or a file cannot be written.
         """
-        if self.options.vec_type == "sharded":
-            problem = ShardedProblem(problem)
+        problem = self._stored(problem)
+        self._adaptation = adaptation
         self.layout, self.identity, self._describe, self._measure = layout, identity, describe, measure
         for number in _SIGNALS:
             signal.signal(number, self._caught)
@@ -250,10 +257,34 @@ class Run:
         self._finish(solver, point)
         return point
 
+    def _stored(self, problem: Problem) -> Problem:
+        """Return the problem on vectors stored as -vec_type says. Not collective."""
+        return ShardedProblem(problem) if self.options.vec_type == "sharded" else problem
+
+    def _refresh(self, solver: SNES, point: Point) -> Point | None:
+        """Replace the problem where that is due; return the iterate on the new one. Collective."""
+        adaptation = self._adaptation
+        if adaptation is None or not adaptation.due(solver.iteration):
+            return None
+        before = adaptation.state()
+        change = adaptation.refresh(solver.iteration, solver.problem.space.gather(point.x))
+        for kind, share in (("objectives", change.objectives), ("gradients", change.gradients)):
+            if share > 0:
+                solver.work.add(kind, share)
+        new = solver.replace(self._stored(change.problem), point)
+        if new is None:
+            adaptation.load(before)
+        else:
+            told = f"{self.app}: iteration {solver.iteration}, {change.reason}"
+            self.print(f"{told}: objective {point.f:.3e} -> {new.f:.3e}")
+        return new
+
     # Recording. --------------------------------------------------------------------------------------------------
 
     def _watch(self, solver: SNES) -> None:
         solver.observe = self._observe
+        solver.refresh = self._refresh
+        self._outermost = solver
         self.history.setdefault("outer", History())
         node = solver.npc
         while node is not None:
@@ -263,7 +294,10 @@ class Run:
 
     def _record(self, solver: SNES, point: Point, norm: float, update: float) -> Reason:
         total = self.log.total
-        extra = {} if solver.prefix else self._measure(solver, point)
+        if solver.prefix:
+            extra: dict[str, float] = {"outer": self._outermost.iteration}  # the iteration whose iterate it starts from
+        else:
+            extra = self._measure(solver, point) | (self._adaptation.columns() if self._adaptation else {})
         self.history[solver.prefix or "outer"].add(
             iteration=solver.iteration,
             objective=point.f,
@@ -284,9 +318,11 @@ class Run:
             return Reason.CONVERGED_ITERATING
         now = time.perf_counter()
         elapsed = now - self.started
+        expected = elapsed + (now - self._observed if solver.iteration > self._first_iteration else 0.0)
+        self._observed = now
         due = now - self._last_checkpoint > self.options.checkpoint_interval
         # One reduction: the same decision on every rank, whoever got the signal or has the slower clock.
-        flags = np.array([self._signal, elapsed > self.options.max_time, due], dtype=np.float64)
+        flags = np.array([self._signal, expected > self.options.max_time, due], dtype=np.float64)
         caught, late, due_somewhere = self.comm.largest(flags)
         budget = solver.options.max_it
         first = self._first_iteration
@@ -336,6 +372,7 @@ class Run:
                     "residual": r.numpy(),
                     "objective": point.f,
                     "solver": state,
+                    **({"problem": self._adaptation.state()} if self._adaptation else {}),
                 },
                 **described,
             }
@@ -374,6 +411,8 @@ class Run:
             for name, table in tree["history"].items():
                 self.history.setdefault(name, History()).load(table)
             self.earlier = {name: float(tree["history"]["outer"][name][-1]) for name in _CUMULATIVE}
+            if self._adaptation is not None:
+                solver.rebind(self._stored(self._adaptation.load(saved["problem"])))
             solver.load(saved["solver"])
             g, r = (torch.from_numpy(saved[k]) for k in ("gradient", "residual"))
             same = torch.equal(g, r)

@@ -316,6 +316,21 @@ class Model:
                 parts.append(Trial(self.pde, few, engine.indices).jets(jets)[:, 0])
         return torch.cat(parts, 1)
 
+    def squares(self, x: Tensor, term: Term, cuts: Sequence[slice]) -> list[Tensor]:
+        """Return a term's squared residual at each point (pair) of each cut, evaluated cut by cut. Not collective."""
+        engine = self.engine(term.indices)
+        found = []
+        with torch.no_grad():
+            for part in map(term.part, cuts):
+                points = part.all_points().contiguous()
+                trial = Trial(self.pde, points, engine.indices)
+                jets = trial.jets(engine.forward(x, engine.batch(points), reverse=False))
+                fields = trial.fields(jets, pairs=part.partner is not None)
+                name = f"{type(self.pde).__name__}.{part.name}"
+                values = guard.call(name, part.residual, Points(self.pde.coordinates, part.points), *fields)
+                found.append(torch.stack([r * r for r in residuals(values)]).sum(0))
+        return found
+
 
 class PinnProblem(Problem):
     """The loss of a PINN as a function of the network's parameters.

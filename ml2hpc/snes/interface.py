@@ -6,6 +6,9 @@
 
 A left NPC replaces the residual grad L(x) by x - M(x) in what the type sees; the merit function stays L. The loop
 knows preconditioning, types do not. A preconditioner step that raises L is not taken.
+
+Between two iterations `SNES.refresh` may replace the problem by another on the same space (new points, new weights).
+Solvers keep what they learnt; a direction that is no descent direction any more costs the type its memory.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ml2hpc.errors import UserError
@@ -29,6 +33,13 @@ from ml2hpc.snes.reasons import Reason
 Side = Literal["left", "right"]
 Observer = Callable[["SNES", "Point", float, float], Reason]
 """Called after every iteration with the solver, the iterate, its gradient norm and the length of the step."""
+
+Refresh = Callable[["SNES", "Point"], "Point | None"]
+"""Called before every iteration; may `SNES.replace` the problem, and then returns the iterate on the new one."""
+
+# Cosine of the angle between direction and gradient below which the direction is noise: a definite matrix reaches it
+# with a condition number above 1e20 only, more than float64 can hold.
+_PERPENDICULAR = 1e-10
 
 Tree = dict[str, Any]
 """A nested dict of arrays, numbers, strings and dicts: what a checkpoint stores."""
@@ -99,6 +110,12 @@ class Method(ABC):
     def set_up(self, solver: SNES) -> None:  # noqa: B027
         """Prepare for `solver.problem`. Collective."""
 
+    def rebind(self, solver: SNES) -> None:  # noqa: B027 - most types ask `solver.problem` at every step
+        """The problem was replaced by another on the same space (new points, new weights): keep what was learnt.
+
+        Collective.
+        """
+
     def begin(self, solver: SNES) -> None:  # noqa: B027
         """Start a solve that is not a continuation: forget what is not recycled. Collective."""
 
@@ -146,7 +163,7 @@ class DirectionMethod(Method):
     def step(self, solver: SNES, point: Point) -> Step:
         y = self.direction(solver, point)
         line = solver.line(point, y)
-        if not line.slope < 0 and self.reset():
+        if not solver.descends(line, point) and solver.forget():
             y = self.direction(solver, point)
             line = solver.line(point, y)
         if not line.slope < 0:  # also catches not-a-number
@@ -210,9 +227,11 @@ class SNES:
         self.reason_viewer = self._viewer("converged_reason", options.converged_reason)
         self.viewer = self._viewer("view", options.view)
         self.observe: Observer | None = None  # the run's say after every iteration
+        self.refresh: Refresh | None = None  # the run's chance to replace the problem before every iteration
         self.work = Work()
         self.iteration = 0
         self.rejected = 0
+        self.resets = 0  # times that the type's memory was given up, in all solves
         self.reason = Reason.CONVERGED_ITERATING
         self.failure = ""
         self._start: tuple[float, float] = (0.0, 0.0)  # f and gradient norm at iteration 0
@@ -234,6 +253,43 @@ class SNES:
         if self.npc is not None:
             self.npc.set_up(problem, self.unit)
         self.method.set_up(self)
+
+    def rebind(self, problem: Problem, unit: Cost | None = None) -> None:
+        """Take another problem on the same space; the tree keeps what it learnt. Collective on the problem's ranks."""
+        space = problem.space
+        assert (space.n, space.n_local, space.dtype) == (
+            self.problem.space.n,
+            self.problem.space.n_local,
+            self.problem.space.dtype,
+        ), "a replaced problem has the same unknowns"
+        self.problem = problem
+        self.unit = unit or problem.cost
+        if self.npc is not None:
+            self.npc.rebind(problem, self.unit)
+        self.method.rebind(self)
+
+    def replace(self, problem: Problem, point: Point) -> Point | None:
+        """Go on with another problem on the same space from the same x; return the iterate there. Collective.
+
+        What is measured against the start is measured anew: the gradient norm against its value here, L against the
+        larger of the two starts, so that a jump of L is neither convergence nor divergence.
+
+        Returns
+        -------
+        point
+            None if L or its gradient is not a number there: the old problem stays, and the solve ends.
+        """
+        old = self.problem
+        self.rebind(problem)
+        f, g = self.gradient(point.x)
+        new = self.point(point.x, f, g)
+        if not new.finite:
+            self.rebind(old)
+            what = "the problem that replaces this one: its objective or gradient is not a number"
+            self._end(Reason.DIVERGED_OBJECTIVE_NANORINF, what)
+            return None
+        self._start = (max(self._start[0], f, key=abs), self.problem.space.norm(g))
+        return new
 
     # Evaluations, counted and timed. -----------------------------------------------------------------------------
 
@@ -259,6 +315,18 @@ class SNES:
     def line(self, point: Point, y: Tensor) -> Line:
         """Return L along x - lambda y. Collective."""
         return Line(self.objective, self.gradient, self.problem.space, point.x, y, point.f, point.g)
+
+    def descends(self, line: Line, point: Point) -> bool:
+        """Tell whether -y descends, and is not perpendicular to the gradient up to noise. Collective if sharded."""
+        pair = torch.stack([point.g, line.y])
+        gg, yy = self.problem.space.mdot(pair, pair.T).diagonal().tolist()
+        return -line.slope > _PERPENDICULAR * math.sqrt(gg * yy)
+
+    def forget(self) -> bool:
+        """Reset the type's memory and count it; return whether there was any. Not collective."""
+        had = self.method.reset()
+        self.resets += had
+        return had
 
     @staticmethod
     def search_failed(point: Point, line: Line, failure: str) -> Step:
@@ -311,7 +379,9 @@ class SNES:
 
     def _loop(self, point: Point) -> Point:
         while self.reason == Reason.CONVERGED_ITERATING:
-            point = self._iterate(point)
+            refreshed = self.refresh(self, point) if self.refresh is not None else None
+            if self.reason == Reason.CONVERGED_ITERATING:
+                point = self._iterate(refreshed or point)
         if self.reason_viewer and self.problem.comm.rank == 0:
             self.reason_viewer.write(reason_line(self.level, self.prefix, self.reason.name, self.iteration))
         return point
@@ -323,7 +393,7 @@ class SNES:
         step = self.method.step(self, half)
         moved = step.point.f < point.f
         broken = step.reason != Reason.DIVERGED_LINE_SEARCH
-        if step.failure and (broken or (not self.method.reset() and not moved)):
+        if step.failure and (broken or (not self.forget() and not moved)):
             self._end(step.reason, step.failure)
             return step.point
         self.iteration += 1
@@ -390,7 +460,8 @@ class SNES:
     def state(self) -> Tree:
         """Return what a restart needs apart from the iterate; complete on rank 0. Collective."""
         own: Tree = {"type": self.method.name, "work": self.work.counts.copy(), "method": self.method.state(self)}
-        own |= {"iteration": self.iteration, "rejected": self.rejected, "start": list(map(repr, self._start))}
+        own |= {"iteration": self.iteration, "rejected": self.rejected, "resets": self.resets}
+        own["start"] = list(map(repr, self._start))
         if self.npc is not None:
             own["npc"] = self.npc.state()
         return own
@@ -400,6 +471,7 @@ class SNES:
         self.work = Work(state["work"])
         self.iteration = int(state["iteration"])
         self.rejected = int(state["rejected"])
+        self.resets = int(state["resets"])
         f, norm = map(float, state["start"])
         self._start = (f, norm)
         self.method.load(self, state["method"])
@@ -422,6 +494,8 @@ class SNES:
             f"  tolerances: relative={o.rtol:g}, absolute={o.atol:g}, solution={o.stol:g}",
             f"  total number of function evaluations={self.work['gradients', 'path']:.0f}",
         ]
+        if self.resets:
+            lines.append(f"  memory given up {self.resets} time{'s' * (self.resets > 1)} for want of descent")
         if self.linesearch is not None:
             lines += [
                 f"  SNESLineSearch Object: {ranks} MPI process{'es' if ranks > 1 else ''}",

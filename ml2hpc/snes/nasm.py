@@ -20,7 +20,7 @@ from ml2hpc import dm
 from ml2hpc.errors import OptionsError
 from ml2hpc.log import Work
 from ml2hpc.options import option
-from ml2hpc.problem.interface import Span
+from ml2hpc.problem.interface import Problem, Span
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
 
 
@@ -76,33 +76,45 @@ class Nasm(Method):
             )
 
     def set_up(self, solver: SNES) -> None:
-        problem = solver.problem
-        comm = problem.comm
-        self._decomposition = dm.decompose(problem, self._dm, solver.prefix)
-        subdomains = self._decomposition.subdomains
-        count = len(subdomains)
+        comm = solver.problem.comm
+        count = self._dm.subdomains
+        self._decomposition = dm.decompose(solver.problem, self._dm, solver.prefix)
         if self.options.type == "multiplicative":
-            group, self._mine, self._owners = comm, range(count), [0] * count
+            self._group, self._mine, self._owners = comm, range(count), [0] * count
         elif comm.size >= count:
             # Groups of ranks, data-parallel inside; the first rank of a group speaks for it.
             colour = comm.rank * count // comm.size
-            group, self._mine = comm.split(colour), range(colour, colour + 1)
+            self._group, self._mine = comm.split(colour), range(colour, colour + 1)
             self._owners = [-(-k * comm.size // count) for k in range(count)]
         else:
-            group = comm.alone()
+            self._group = comm.alone()
             self._owners = [k * comm.size // count for k in range(count)]
             self._mine = range(
                 self._owners.index(comm.rank), self._owners.index(comm.rank) + self._owners.count(comm.rank)
             )
-        here = problem if group is comm else problem.on(group)
+        for child, problem in self._divide(solver):
+            child.set_up(problem, solver.unit)
+
+    def rebind(self, solver: SNES) -> None:
+        self._decomposition = dm.decompose(solver.problem, self._dm, solver.prefix)
+        for child, problem in self._divide(solver):
+            child.rebind(problem, solver.unit)
+
+    def _divide(self, solver: SNES) -> list[tuple[SNES, Problem]]:
+        """Make this rank's local problems; return all inner solvers with their problems. Collective."""
+        problem = solver.problem
+        subdomains = self._decomposition.subdomains
+        here = problem if self._group is problem.comm else problem.on(self._group)
         self._locals = {k: subdomains[k].on(here) for k in self._mine}
+        children = []
         for k, local in self._locals.items():
             self._subs[k].label = self._pattern.prefix
-            self._subs[k].set_up(local.problem, solver.unit)
-        self._pattern.set_up(next(iter(self._locals.values())).problem, solver.unit)
+            children.append((self._subs[k], local.problem))
+        children.append((self._pattern, next(iter(self._locals.values())).problem))
         if self._subspace is not None:
             zeros = problem.space.zeros()
-            self._subspace.set_up(Span(problem, zeros, [zeros] * count), solver.unit)
+            children.append((self._subspace, Span(problem, zeros, [zeros] * len(subdomains))))
+        return children
 
     def step(self, solver: SNES, point: Point) -> Step:
         if self.options.type == "multiplicative":
@@ -125,6 +137,8 @@ class Nasm(Method):
         sub.work.clear()
         sub.work.sequential([local.begin_work(solver.problem, solver.unit)])
         end = sub.solve(start, None if g_start is None else (f_start, g_start))
+        if k == self._mine[0]:
+            self._pattern.resets = sub.resets  # views show the first block
         return _Solved(end.x - start, Work(sub.work.counts))
 
     def _exchange(self, solver: SNES, solved: dict[int, _Solved]) -> list[_Solved]:

@@ -138,6 +138,36 @@ def test_a_restart_continues_exactly_with_the_options_of_the_file(runs, ranks):
     assert (np.diff(again["history"]["outer"]["seconds"]) > 0).all()
 
 
+ADAPTIVE = (
+    "-pinn_conditions soft -pinn_weights t0_value=20 -pinn_resample rad -pinn_resample_interval 4 "
+    "-pinn_adaptive_weights gradient -pinn_adaptive_weights_interval 3"
+)
+
+
+def test_a_restart_continues_exactly_while_points_and_weights_change(runs):
+    """Files written before, at and after a change; each goes on, on other ranks, to the bits of the straight run."""
+    text = succeed(runs, 2, f"{ADAPTIVE} -snes_max_it 13 -output moving.h5 -log_view")
+    told = [line for line in text.splitlines() if line.startswith("pinn: iteration")]
+    assert [line.split()[2] for line in told] == ["3,", "4,", "6,", "8,", "9,", "12,"]
+    assert "resampling 3; weights residual 1, t0_value" in told[-1]
+    assert any(line.startswith("Resample ") and line.split()[1] == "3" for line in text.splitlines())
+    straight = store.read(runs / "moving.h5", "run")
+    outer = straight["history"]["outer"]
+    assert outer["resampling"].tolist() == [0] * 5 + [1] * 4 + [2] * 4 + [3]
+    assert outer["weight_t0_value"][:4].tolist() == [20.0] * 4
+    assert len(set(outer["weight_t0_value"])) == 5
+    assert straight["history"]["npc_"]["outer"].tolist() == [k // 2 for k in range(26)]
+    for ranks, half in ((3, 4), (1, 5)):
+        succeed(runs, ranks, f"{ADAPTIVE} -snes_max_it {half} -output moved.h5")
+        succeed(runs, ranks - 1 or 4, "-restart moved.h5 -snes_max_it 13 -output moved.h5", small=False)
+        moved = store.read(runs / "moved.h5", "run")
+        assert (parameters(runs / "moved.h5") == parameters(runs / "moving.h5")).all()
+        for column in ("objective", "gradients_total", "objectives_work", "resampling", "weight_x1_value"):
+            assert (moved["history"]["outer"][column] == outer[column]).all()
+        for name in ("points", "factors"):
+            assert (moved["checkpoint"]["problem"][name] == straight["checkpoint"]["problem"][name]).all()
+
+
 def test_the_file_holds_what_it_should(runs):
     tree = store.read(runs / "straight.h5", "run")
     assert tree["configuration"]["solver"] == "qn(lbfgs 10) + right npc nasm(additive, 3 layers) of qn(ssbroyden)"
@@ -165,6 +195,12 @@ def test_the_file_holds_what_it_should(runs):
         ("-restart truncated.h5", "truncated.h5 is truncated"),
         ("-restart flipped.h5", "flipped.h5 is damaged"),
         ("-restart problems.py", "problems.py is not an ml2hpc file"),
+        ("-pinn_weights t0_valeu=2 -pinn_conditions soft", "the loss has the terms residual, t0_value, x0_value, x1_v"),
+        ("-pinn_adaptive_weights gradient", "residual is the only term of the loss"),
+        (
+            "-restart half.h5 -pinn_resample rad",
+            "points is '400 sobol, seed 0' there, '400 sobol, seed 0, every 500 rad",
+        ),
         ("-restart half.h5 -net_width 9", "network is 'mlp 3 x 8 tanh, 177 parameters' there"),
         ("-output nofolder/run.h5", "nofolder"),
         ("-output run.xdmf", "-output run.xdmf: the name must end in .h5"),
