@@ -89,10 +89,11 @@ class DenseNetwork(nn.Module):
             nn.init.xavier_uniform_(weight, generator=generator)
             layer.weight.data.copy_(weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs (outputs, n) for features x (features, n)."""
-        *hidden, last = self.stack
-        for layer in hidden:
-            y = self.activation.value(layer.linear(x))
+    def forward(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Return the outputs (outputs, n) for features x (features, n), or layers first..last-1 of what enters them."""
+        for layer in self.stack[first:last]:
+            y = layer.linear(x)
+            if layer is not self.stack[-1]:
+                y = self.activation.value(y)
             x = x + y if layer.residual else y
-        return last.linear(x)
+        return x
