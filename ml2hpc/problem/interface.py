@@ -26,6 +26,19 @@ class Cost:
     objective: float
     gradient: float
 
+    @property
+    def hessian(self) -> float:
+        """Operations of a Hessian's action: an objective with gradient, and its derivative along a direction."""
+        return 2.0 * self.gradient
+
+
+@dataclass(frozen=True)
+class LinearizedCost:
+    """Floating-point operations of a Gauss-Newton matrix's action and of the matrix itself, over all ranks."""
+
+    action: float
+    matrix: float
+
 
 @dataclass(frozen=True)
 class Block:
@@ -54,6 +67,37 @@ class Block:
         if isinstance(self.indices, slice):
             return self.indices.start, self.indices.stop
         return int(self.indices[0]), int(self.indices[-1]) + 1
+
+    def within(self, outer: Block) -> Block:
+        """Return the same unknowns as a block of the whole, where the indices count inside `outer`."""
+        if isinstance(outer.indices, Tensor):
+            return Block(outer.indices[self.indices], self.name)
+        start = outer.indices.start
+        shifted = self.indices + start if isinstance(self.indices, Tensor) else None
+        low, high = self.bounds()
+        return Block(slice(low + start, high + start) if shifted is None else shifted, self.name)
+
+
+class Linearization(ABC):
+    """A sum of squares with its residuals linearised at x: L(x + s) = L(x) + <grad L, s> + <s, A s> / 2.
+
+    For L = sum_p factor_p r_p^2 the Gauss-Newton matrix is A = 2 sum_p factor_p grad r_p grad r_p': symmetric, positive
+    semidefinite, the Hessian of L without the residuals' second derivatives. Nothing is evaluated before it is asked
+    for; what is frozen by `Restriction.rebase` stays as it is as long as the linearization is used.
+    """
+
+    @abstractmethod
+    def action(self, v: Tensor) -> Tensor:
+        """Return A v, both of shape (n_local,). Collective."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """Return A, shape (n, n), whole on every rank. Collective."""
+
+    @property
+    @abstractmethod
+    def cost(self) -> LinearizedCost:
+        """Operations of an action and of the matrix."""
 
 
 class Problem(ABC):
@@ -95,10 +139,24 @@ class Problem(ABC):
     def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
         """Return the Hessian of L at x times v. Collective."""
 
+    def linearize(self, x: Tensor) -> Linearization:
+        """Return L with its residuals linearised at x. Collective.
+
+        Raises
+        ------
+        UnsupportedError
+            If L is not a sum of squares.
+        """
+        raise UnsupportedError(f"{type(self).__name__} is not a sum of squares: Gauss-Newton needs residuals; use qn")
+
     @property
     @abstractmethod
     def cost(self) -> Cost:
         """Floating-point operations of one objective and of one objective with gradient, over all ranks."""
+
+    def block_cost(self, block: Block) -> Cost:
+        """Return the cost of `restrict(block)` without building it. Not collective."""
+        return self.cost
 
     @abstractmethod
     def on(self, comm: Communicator) -> Problem:
@@ -135,6 +193,10 @@ class Problem(ABC):
     def terms(self, x: Tensor) -> dict[str, float]:
         """Return the parts that L is the sum of, by name. Collective."""
         return {"loss": self.objective(x)}
+
+    def view(self) -> list[str]:
+        """Return lines that say how L is evaluated, for -snes_view. Not collective."""
+        return []
 
 
 class Restriction(Problem):
@@ -177,9 +239,18 @@ class Restriction(Problem):
         action = self.parent.hessian_action(space.local(self.embed(x)), space.local(direction))
         return space.gather(action)[self.block.indices]
 
+    def linearize(self, x: Tensor) -> Linearization:
+        return _Restricted(self.parent.linearize(self.parent.space.local(self.embed(x))), self.parent.space, self.block)
+
     @property
     def cost(self) -> Cost:
         return self.parent.cost
+
+    def block_cost(self, block: Block) -> Cost:
+        return self.parent.block_cost(block.within(self.block))
+
+    def view(self) -> list[str]:
+        return self.parent.view()
 
     def on(self, comm: Communicator) -> Restriction:
         return self._again(self.parent.on(comm))
@@ -195,6 +266,25 @@ class Restriction(Problem):
         restricted = parent.restrict(self.block)
         restricted.rebase(self._full)
         return restricted
+
+
+class _Restricted(Linearization):
+    """Rows and columns of a block: E' A E for the embedding E."""
+
+    def __init__(self, whole: Linearization, space: VectorSpace, block: Block) -> None:
+        self._whole, self._space, self._indices = whole, space, block.indices
+
+    @property
+    def cost(self) -> LinearizedCost:
+        return self._whole.cost
+
+    def action(self, v: Tensor) -> Tensor:
+        direction = torch.zeros(self._space.n, dtype=v.dtype)
+        direction[self._indices] = v
+        return self._space.gather(self._whole.action(self._space.local(direction)))[self._indices]
+
+    def matrix(self) -> Tensor:
+        return self._whole.matrix()[self._indices][:, self._indices]
 
 
 class _Wrapped(Problem):
@@ -217,6 +307,15 @@ class _Wrapped(Problem):
 
     def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
         return self.inner.hessian_action(x, v)
+
+    def linearize(self, x: Tensor) -> Linearization:
+        return self.inner.linearize(x)
+
+    def block_cost(self, block: Block) -> Cost:
+        return self.inner.block_cost(block)
+
+    def view(self) -> list[str]:
+        return self.inner.view()
 
 
 class Shifted(_Wrapped):
@@ -260,6 +359,9 @@ class ShardedProblem(_Wrapped):
     def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
         return self.space.local(self.inner.hessian_action(self.space.gather(x), self.space.gather(v))).clone()
 
+    def linearize(self, x: Tensor) -> Linearization:
+        return _Sliced(self.inner.linearize(self.space.gather(x)), self.space)
+
     def terms(self, x: Tensor) -> dict[str, float]:
         return self.inner.terms(self.space.gather(x))
 
@@ -272,6 +374,23 @@ class ShardedProblem(_Wrapped):
 
     def restrict(self, block: Block) -> Restriction:
         return self.inner.restrict(block)
+
+
+class _Sliced(Linearization):
+    """The action on slices of vectors; the matrix stays whole."""
+
+    def __init__(self, whole: Linearization, space: VectorSpace) -> None:
+        self._whole, self._space = whole, space
+
+    @property
+    def cost(self) -> LinearizedCost:
+        return self._whole.cost
+
+    def action(self, v: Tensor) -> Tensor:
+        return self._space.local(self._whole.action(self._space.gather(v))).clone()
+
+    def matrix(self) -> Tensor:
+        return self._whole.matrix()
 
 
 class Span(Problem):
@@ -310,6 +429,9 @@ class Span(Problem):
     def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
         return self.project(self.parent.hessian_action(self.at(x), self.directions.T @ v))
 
+    def linearize(self, x: Tensor) -> Linearization:
+        return _Spanned(self.parent.linearize(self.at(x)), self)
+
     @property
     def cost(self) -> Cost:
         return self.parent.cost
@@ -319,6 +441,25 @@ class Span(Problem):
 
     def sample(self, rows: Tensor) -> Span:
         return Span(self.parent.sample(rows), self.x, list(self.directions))
+
+
+class _Spanned(Linearization):
+    """D A D' for the directions D (k, n_local), one action a column."""
+
+    def __init__(self, whole: Linearization, span: Span) -> None:
+        self._whole, self._span = whole, span
+
+    @property
+    def cost(self) -> LinearizedCost:
+        action = self._whole.cost.action
+        return LinearizedCost(action, len(self._span.directions) * action)
+
+    def action(self, v: Tensor) -> Tensor:
+        return self._span.project(self._whole.action(self._span.directions.T @ v))
+
+    def matrix(self) -> Tensor:
+        columns = torch.stack([self._span.project(self._whole.action(d)) for d in self._span.directions], 1)
+        return 0.5 * (columns + columns.T)
 
 
 def even_rows(samples: int, part: int, parts: int) -> Tensor:

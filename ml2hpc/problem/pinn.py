@@ -7,7 +7,7 @@ gradient have the same bits on any number of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,8 @@ from ml2hpc.problem import guard
 from ml2hpc.problem.ansatz import Term, Trial, residuals
 from ml2hpc.problem.autograd import AutogradEngine
 from ml2hpc.problem.engine import Batch, Engine, Window
-from ml2hpc.problem.interface import Block, Cost, Problem, Restriction, slices
+from ml2hpc.problem.gram import add_square, panels
+from ml2hpc.problem.interface import Block, Cost, Linearization, LinearizedCost, Problem, Restriction, slices
 from ml2hpc.problem.jet import Carried, Points
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.pde import PDE
@@ -59,11 +60,7 @@ class _Evaluation:
                 rows = slice(k * term.n // pieces, (k + 1) * term.n // pieces)
                 self._pieces.append((number, rows))
                 costs.append(cost[number].gradient * (rows.stop - rows.start))
-        points = [t.all_points().shape[1] for t in terms]
-        self.cost = Cost(
-            sum(c.objective * n for c, n in zip(cost, points, strict=True)),
-            sum(c.gradient * n for c, n in zip(cost, points, strict=True)),
-        )
+        self.cost = _total(cost, terms)
         self._sum = TreeSum(comm, costs)
         self._chunks = {i: self._chunk(i) for i in self._sum.parts}
 
@@ -127,25 +124,165 @@ class _Evaluation:
         w = self.window
 
         def part(i: int, out: Tensor) -> None:
-            chunk = self._chunks[i]
-            leaf = parameters[w.start : w.stop].clone().requires_grad_()
-            whole = torch.cat([parameters[: w.start], leaf, parameters[w.stop :]])
-            loss = self._loss(chunk, chunk.trial.jets(chunk.engine.differentiable(whole, chunk.batch)))
-            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-            (action,) = torch.autograd.grad(gradient, leaf, v, materialize_grads=True)
-            out.copy_(action)
+            chunk, engine, trial = self._chunks[i], self._chunks[i].engine, self._chunks[i].trial
+            network = engine.forward(parameters, chunk.batch, reverse=False)
+            u = trial.jets(network.clone()).requires_grad_()  # apart from the engine's buffers, which change below
+            (cotangent,) = torch.autograd.grad(self._loss(chunk, u), u, create_graph=True)
+            u_dot = trial.push_forward(engine.tangent(parameters, v, chunk.batch))
+            bent = torch.zeros_like(u)
+            if cotangent.requires_grad:  # not where the residual is constant in u
+                (bent,) = torch.autograd.grad(cotangent, u, u_dot, materialize_grads=True)
+            back, back_dot = trial.pull_back(cotangent.detach()), trial.pull_back(bent)
+            engine.reverse_tangent(parameters, v, chunk.batch, back, back_dot, out)
 
         return self._sum(part, w.stop - w.start, parameters.dtype)
 
+    # Residuals linearised in the parameters. ---------------------------------------------------------------------
+
+    @cached_property
+    def linearized_cost(self) -> tuple[float, float]:
+        """Operations of a Gauss-Newton action, and of the rows of the Jacobian; the products are not in it."""
+        # An action: values and their derivative along v forward, one reverse pass with gradient.
+        rows = sum(self._components(t) * _total([self._engine(t.indices).cost()], [t]).gradient for t in self._terms)
+        return self.cost.objective + self.cost.gradient, rows
+
+    @cached_property
+    def residual_count(self) -> int:
+        """Number of residuals: points times components of each term."""
+        return sum(self._components(t) * t.n for t in self._terms)
+
+    def _components(self, term: Term) -> int:
+        """How many residuals a point of the term has, seen at its first one with the network zero."""
+        engine, one = self._engine(term.indices), term.part(slice(0, 1))
+        x = one.all_points()
+        trial = Trial(self._model.pde, x, engine.indices)
+        u = trial.jets(torch.zeros(len(self._model.pde.fields), len(engine.indices), x.shape[1], dtype=x.dtype))
+        fields = trial.fields(u, pairs=one.partner is not None)
+        return len(residuals(one.residual(Points(self._model.pde.coordinates, one.points), *fields)))
+
+    def slopes(self, parameters: Tensor) -> dict[int, Tensor]:
+        """Return dr_m / du by chunk, shape (components, fields, jets, n). Not collective."""
+        return {i: self._slopes(chunk, parameters) for i, chunk in self._chunks.items()}
+
+    def _slopes(self, chunk: _Chunk, parameters: Tensor) -> Tensor:
+        """One chunk's dr_m / du; leaves the engine as after `forward` with `reverse`."""
+        u = chunk.trial.jets(chunk.engine.forward(parameters, chunk.batch, reverse=True)).requires_grad_()
+        found = self._residuals(chunk, u)
+        # A residual reads the jets of its own point only, so that the gradient of the sum holds each one's.
+        return torch.stack(
+            [
+                torch.autograd.grad(r.sum(), u, retain_graph=True)[0] if r.requires_grad else torch.zeros_like(u)
+                for r in found
+            ]
+        )
+
+    def gauss_newton_action(self, parameters: Tensor, slopes: dict[int, Tensor], v: Tensor) -> Tensor:
+        """Return 2 J' D J v, both of shape (window.stop - window.start,)."""
+
+        def part(i: int, out: Tensor) -> None:
+            chunk, engine, slope = self._chunks[i], self._chunks[i].engine, slopes[i]
+            u_dot = chunk.trial.push_forward(engine.tangent(parameters, v, chunk.batch))
+            r_dot = torch.sum(slope * u_dot, (1, 2))
+            if chunk.term.partner is not None:
+                r_dot = _folded(r_dot).repeat(1, 2)
+            cotangent = torch.sum(slope * r_dot[:, None, None], 0).mul_(2 * chunk.term.factor)
+            engine.forward(parameters, chunk.batch, reverse=True)
+            engine.reverse(parameters, chunk.batch, chunk.trial.pull_back(cotangent), out)
+
+        return self._sum(part, self.window.stop - self.window.start, parameters.dtype)
+
+    def gauss_newton_matrix(self, parameters: Tensor, inside: slice | Tensor) -> Tensor:
+        """Return the rows and columns `inside` of 2 J' D J, shape (n, n), the window's first parameter being 0."""
+        n = Block(inside, "").n
+        matrix = torch.empty(n, n, dtype=parameters.dtype)
+        for low, high in panels(n):
+            summed = self._sum(self._panel(parameters, inside, low, high), (high - low) * high, parameters.dtype)
+            left = summed[: (high - low) * low].view(high - low, low)
+            square = summed[(high - low) * low :].view(high - low, high - low)
+            matrix[low:high, :low] = left
+            matrix[:low, low:high] = left.T
+            matrix[low:high, low:high] = square.tril() + square.tril(-1).T
+        return matrix
+
+    def _panel(self, parameters: Tensor, inside: slice | Tensor, low: int, high: int) -> Callable[[int, Tensor], None]:
+        """Rows low..high-1 of the lower triangle, as parts of a sum: what is left of the diagonal square, then it."""
+        n, rows = self.window.stop - self.window.start, high - low
+        buffers: dict[int, Tensor] = {}  # of a transposed Jacobian, by number of points
+
+        def part(i: int, out: Tensor) -> None:
+            chunk = self._chunks[i]
+            left, square = out[: rows * low].view(rows, low), out[rows * low :].view(rows, rows)
+            out.zero_()
+            for slope in self._slopes(chunk, parameters):
+                columns = slope.shape[-1]
+                if columns not in buffers:
+                    buffers[columns] = slope.new_empty(n, columns)
+                chunk.engine.rows(parameters, chunk.batch, chunk.trial.pull_back(slope), buffers[columns])
+                j = buffers[columns][inside][:high]
+                if chunk.term.partner is not None:
+                    j = _folded(j)
+                add_square(square, j[low:], 2 * chunk.term.factor)
+                if low:
+                    left.addmm_(j[low:], j[:low].T, alpha=2 * chunk.term.factor)
+
+        return part
+
     @staticmethod
-    def _loss(chunk: _Chunk, u: Tensor) -> Tensor:
+    def _residuals(chunk: _Chunk, u: Tensor) -> tuple[Tensor, ...]:
         fields = chunk.trial.fields(u, pairs=chunk.term.partner is not None)
-        values = guard.call(chunk.name, chunk.term.residual, chunk.points, *fields)
-        parts = [torch.dot(r, r) for r in residuals(values)]
+        return residuals(guard.call(chunk.name, chunk.term.residual, chunk.points, *fields))
+
+    @classmethod
+    def _loss(cls, chunk: _Chunk, u: Tensor) -> Tensor:
+        parts = [torch.dot(r, r) for r in cls._residuals(chunk, u)]
         total = parts[0]
         for other in parts[1:]:
             total = total + other
         return chunk.term.factor * total
+
+
+class _PinnLinearization(Linearization):
+    """A PINN's loss linearised at the network's parameters, as a function of those `inside` the window."""
+
+    def __init__(self, evaluation: _Evaluation, parameters: Tensor, inside: slice | Tensor) -> None:
+        self._evaluation = evaluation
+        self._parameters = parameters.clone()
+        self._inside = inside
+
+    @cached_property
+    def _slopes(self) -> dict[int, Tensor]:
+        return self._evaluation.slopes(self._parameters)
+
+    @cached_property
+    def cost(self) -> LinearizedCost:
+        evaluation, n = self._evaluation, Block(self._inside, "").n
+        action, rows = evaluation.linearized_cost
+        # The rows once per panel; a multiplication and an addition for half of the entries.
+        return LinearizedCost(action, rows * len(list(panels(n))) + 1.0 * evaluation.residual_count * n * n)
+
+    def action(self, v: Tensor) -> Tensor:
+        window = self._evaluation.window
+        direction = torch.zeros(window.stop - window.start, dtype=v.dtype)
+        direction[self._inside] = v
+        return self._evaluation.gauss_newton_action(self._parameters, self._slopes, direction)[self._inside]
+
+    def matrix(self) -> Tensor:
+        return self._evaluation.gauss_newton_matrix(self._parameters, self._inside)
+
+
+def _total(cost: Sequence[Cost], terms: Sequence[Term]) -> Cost:
+    """The cost of some terms from that of a point of each, partners counted."""
+    points = [t.n * (1 if t.partner is None else 2) for t in terms]
+    return Cost(
+        sum(c.objective * n for c, n in zip(cost, points, strict=True)),
+        sum(c.gradient * n for c, n in zip(cost, points, strict=True)),
+    )
+
+
+def _folded(columns: Tensor) -> Tensor:
+    """The sum over both ends of periodic pairs, (n, pairs), from (n, 2 pairs)."""
+    n = columns.shape[1] // 2
+    return columns[:, :n] + columns[:, n:]
 
 
 @dataclass(frozen=True)
@@ -221,6 +358,25 @@ class PinnProblem(Problem):
     def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
         return self._evaluation.hessian_action(x, v)
 
+    def linearize(self, x: Tensor) -> Linearization:
+        return _PinnLinearization(self._evaluation, x, slice(0, self.space.n))
+
+    def block_cost(self, block: Block) -> Cost:
+        window = self.window(block)
+        return _total([self.model.engine(t.indices, window).cost() for t in self.loss_terms], self.loss_terms)
+
+    def window(self, block: Block) -> Window:
+        """Return the layers that a block of the parameters touches. Not collective."""
+        low, high = block.bounds()
+        touched = [k for k, s in enumerate(self.layers) if s.start < high and s.stop > low]
+        return Window.of(self.model.layout, touched[0], touched[-1] + 1)
+
+    def view(self) -> list[str]:
+        engine = self.model.engine(self.loss_terms[0].indices)
+        name = getattr(engine, "description", self.model.engine_name)  # an engine may tell more than its name
+        points = ", ".join(f"{t.n} {t.name}" for t in self.loss_terms)
+        return [f"engine {name}, chunks of {self.model.chunk} points", f"points: {points}"]
+
     def terms(self, x: Tensor) -> dict[str, float]:
         losses = self._evaluation.losses(x)
         return {t.name: float(v) for t, v in zip(self.loss_terms, losses, strict=True)}
@@ -253,9 +409,7 @@ class PinnRestriction(Restriction):
 
     def __init__(self, parent: PinnProblem, block: Block) -> None:
         super().__init__(parent, block)
-        low, high = block.bounds()
-        touched = [k for k, s in enumerate(parent.layers) if s.start < high and s.stop > low]
-        window = Window.of(parent.model.layout, touched[0], touched[-1] + 1)
+        window = parent.window(block)
         self._evaluation = _Evaluation(parent.comm, parent.model, parent.loss_terms, window)
         indices = block.indices
         shift = window.start
@@ -284,6 +438,9 @@ class PinnRestriction(Restriction):
         direction = torch.zeros(window.stop - window.start, dtype=v.dtype)
         direction[self._inside] = v
         return self._evaluation.hessian_action(self.embed(x), direction)[self._inside]
+
+    def linearize(self, x: Tensor) -> Linearization:
+        return _PinnLinearization(self._evaluation, self.embed(x), self._inside)
 
     def terms(self, x: Tensor) -> dict[str, float]:
         losses = self._evaluation.losses(self.embed(x))

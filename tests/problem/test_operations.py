@@ -11,7 +11,11 @@ from torch import Tensor
 
 from ml2hpc.comm import Communicator
 from ml2hpc.errors import UnsupportedError
+from ml2hpc.problem.ansatz import Trial, residuals
+from ml2hpc.problem.autograd import AutogradEngine
+from ml2hpc.problem.gram import add_square, panels
 from ml2hpc.problem.interface import Block, Problem, Restriction, ShardedProblem, Span, even_rows, slices
+from ml2hpc.problem.jet import Points
 from ml2hpc.problem.pinn import PinnProblem, PinnRestriction
 from tests.problem.small import alone, assert_taylor, everyone, pinn, random, relative
 
@@ -176,6 +180,124 @@ def test_engines_agree_in_hessian_actions() -> None:
     assert float(w @ jets.hessian_action(x, v)) == pytest.approx(float(v @ jets.hessian_action(x, w)), rel=1e-11)
 
 
+def gauss_newton(problem: PinnProblem, x: Tensor) -> Tensor:
+    """2 J' D J by differentiating the residuals as a whole; 2 J' D r is the gradient."""
+    model = problem.model
+
+    def scaled(parameters: Tensor) -> Tensor:
+        parts = []
+        for term in problem.loss_terms:
+            points = term.all_points()
+            engine = AutogradEngine(model.network, model.layout, model.pde.features, term.indices)
+            trial = Trial(model.pde, points, engine.indices)
+            u = trial.jets(engine.differentiable(parameters, engine.batch(points)))
+            found = term.residual(
+                Points(model.pde.coordinates, term.points), *trial.fields(u, pairs=term.partner is not None)
+            )
+            parts += [term.factor**0.5 * r for r in residuals(found)]
+        return torch.cat(parts)
+
+    jacobian = torch.autograd.functional.jacobian(scaled, x)
+    assert relative(2 * jacobian.T @ scaled(x), problem.gradient(x)) < 1e-12
+    return 2 * jacobian.T @ jacobian
+
+
+def check_linearization(problem: Problem, x: Tensor, expected: Tensor) -> None:
+    """Action and matrix are those of `expected`, shape (n, n)."""
+    linear = problem.linearize(x)
+    assert relative(linear.matrix(), expected) < 1e-12
+    assert torch.equal(linear.matrix(), linear.matrix().T)
+    v = random(len(expected), 5)
+    action = problem.space.gather(linear.action(problem.space.local(v)))
+    assert relative(action, expected @ v) < 1e-12
+    assert linear.cost.matrix > linear.cost.action > 0
+
+
+@engines
+def test_linearization(engine: str) -> None:
+    """Several fields, several residuals a point, periodic pairs, a hard factor; and all operations of the algebra."""
+    problem, x = pinn(engine=engine, adaptive=True)
+    expected = gauss_newton(problem, x)
+    check_linearization(problem, x, expected)
+    slope = random(len(x), 2)
+    check_linearization(problem.shift(slope), x, expected)
+    rows = torch.arange(0, 49, 2)
+    check_linearization(problem.sample(rows), x, gauss_newton(problem.sample(rows), x))
+    d = torch.stack([random(len(x), k) for k in (2, 3, 4)])
+    span = Span(problem, x, list(d))
+    linear = span.linearize(torch.zeros(3, dtype=torch.float64))
+    assert relative(linear.matrix(), d @ expected @ d.T) < 1e-12
+    assert relative(linear.action(torch.ones(3, dtype=torch.float64)), d @ expected @ d.sum(0)) < 1e-12
+
+
+@engines
+@blocks
+def test_linearization_over_a_block(engine: str, indices: Any) -> None:
+    problem, x = pinn(engine=engine, adaptive=True)
+    where = indices(problem)
+    expected = gauss_newton(problem, x)[where][:, where]
+    restriction, t = restricted(problem, where, x)
+    linear = restriction.linearize(t)
+    restriction.objective(t + 1)  # another evaluation leaves the linearization where it is
+    assert relative(linear.matrix(), expected) < 1e-12
+    check_linearization(restriction, t, expected)
+    plain = Restriction(problem, restriction.block)
+    check_linearization(plain, plain.rebase(x), expected)
+    inner = Block(slice(1, 3), "inner")
+    nested = restriction.restrict(inner)
+    check_linearization(nested, nested.rebase(t), expected[1:3, 1:3])
+
+
+def test_a_large_matrix_by_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, x = pinn(width=10)
+    whole = problem.linearize(x).matrix()
+    monkeypatch.setattr("ml2hpc.problem.gram._ENTRIES", 10_000)
+    monkeypatch.setattr("ml2hpc.problem.gram._ALIGNED", 8)
+    assert len(list(panels(len(x)))) > 3
+    assert relative(problem.linearize(x).matrix(), whole) < 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_symmetric_product_adds_to_one_triangle(dtype: torch.dtype) -> None:
+    out, j = torch.ones(5, 5, dtype=dtype), random(35, 1, dtype).view(5, 7)
+    add_square(out, j, 0.5)
+    assert relative(out.tril(), (1 + 0.5 * j @ j.T).tril()) < 1e-5
+    assert torch.equal(out.triu(1), torch.ones(5, 5, dtype=dtype).triu(1))
+
+
+def test_what_is_no_sum_of_squares_says_so() -> None:
+    problem, x = pinn()
+
+    class Other(PinnProblem):
+        linearize = Problem.linearize
+
+    with pytest.raises(UnsupportedError, match="Other is not a sum of squares"):
+        Other(problem.comm, problem.model, problem.loss_terms).shift(x).linearize(x)
+
+
+def test_the_cost_of_a_block_is_known_before_it_is_built() -> None:
+    problem, x = pinn(depth=6)
+    for where in (*problem.layers, slice(0, problem.space.n), INDICES["scattered"](problem)):
+        block = Block(where, "block")
+        assert problem.block_cost(block) == problem.restrict(block).cost
+    outer = Block(slice(problem.layers[1].start, problem.space.n), "outer")
+    for first in (slice(0, 5), torch.tensor([2, 7])):
+        inner = Block(first, "inner")
+        assert inner.within(outer).bounds()[0] == outer.bounds()[0] + inner.bounds()[0]
+        assert problem.restrict(outer).block_cost(inner) == problem.restrict(inner.within(outer)).cost
+    scattered = Block(torch.tensor([3, 8, 11]), "scattered")
+    assert Block(slice(1, 3), "").within(scattered).bounds() == (8, 12)
+    assert problem.shift(x).block_cost(outer) == problem.restrict(outer).cost
+
+
+def test_view_names_engine_and_points() -> None:
+    problem, x = pinn()
+    lines = ["engine jets, chunks of 16 points", "points: 40 residual, 9 x_periodic"]
+    for other in (problem, problem.shift(x), problem.restrict(Block(problem.layers[1], ""))):
+        assert other.view() == lines
+    assert Span(problem, x, [x]).view() == []
+
+
 def test_operations_nest() -> None:
     problem, x = pinn()
     rows, slope = torch.arange(0, 49, 2), random(problem.space.n, 2)
@@ -247,6 +369,7 @@ def test_sharded_problem(comm) -> None:
     assert torch.equal(space.gather(gradient), g)
     v = random(space.n, 8)
     assert torch.equal(space.gather(sharded.hessian_action(mine, space.local(v))), problem.hessian_action(x, v))
+    check_linearization(sharded, mine, problem.linearize(x).matrix())
     check_consistent(sharded, mine)
 
     slope = random(space.n, 2)
@@ -290,6 +413,9 @@ def test_the_same_bits_on_any_number_of_ranks(comm, engine: str) -> None:
         assert torch.equal(g, g_alone)
         assert ours.objective(at) == theirs.objective(at)
         assert torch.equal(ours.hessian_action(at, direction), theirs.hessian_action(at, direction))
+        linear, linear_alone = ours.linearize(at), theirs.linearize(at)
+        assert torch.equal(linear.action(direction), linear_alone.action(direction))
+        assert torch.equal(linear.matrix(), linear_alone.matrix())
     mine = torch.cat([g, torch.tensor([f])]).numpy()
     assert (world.allgather(mine) == mine).all()
     assert problem.cost == single.cost
@@ -308,6 +434,9 @@ def test_single_precision_stays_single() -> None:
     f, g = problem.value_and_gradient(x)
     assert x.dtype == g.dtype == problem.space.dtype == torch.float32
     assert problem.hessian_action(x, x).dtype == torch.float32
+    linear = problem.linearize(x)
+    assert linear.matrix().dtype == linear.action(x).dtype == torch.float32
+    assert relative(linear.matrix().to(torch.float64), double.linearize(y).matrix()) < 1e-4
     assert f == pytest.approx(double.objective(y), rel=1e-4)
     assert relative(g.to(torch.float64), double.gradient(y)) < 1e-4
 
