@@ -70,7 +70,7 @@ from ml2hpc.problem import guard
 from ml2hpc.problem.adapt import AdaptivePinn, Balancing, Resampling, weighted
 from ml2hpc.problem.ansatz import collocate
 from ml2hpc.problem.equations import canonical, equation
-from ml2hpc.problem.network import DenseNetwork, NetworkOptions
+from ml2hpc.problem.network import DenseNetwork, FourierFeatures, NetworkOptions
 from ml2hpc.problem.pde import PDE
 from ml2hpc.problem.pinn import Model, PinnProblem
 from ml2hpc.run import Run
@@ -137,6 +137,9 @@ def build(database: Database, dtype: torch.dtype, seed: int) -> tuple[PDE, PinnO
     pde = equation(options.problem, "-pinn_problem")
     pde.hard = options.conditions == "hard"
     inputs = len(pde.features(torch.zeros(len(pde.coordinates), 1, dtype=dtype)))
+    if net.fourier_modes:
+        features = FourierFeatures(pde.features, inputs, net, seed, dtype)
+        pde.features, inputs = features, 2 * net.fourier_modes  # type: ignore[method-assign]
     network = DenseNetwork(inputs, len(pde.fields), net, seed, dtype)
     layout = Layout(network)
     model = Model(pde, network, layout, options.engine, dtype, options.chunk)
@@ -282,6 +285,7 @@ def main(argv: list[str]) -> None:
         "problem": canonical(options.problem),
         "network": (
             f"{net.type} {net.depth} x {net.width} {'adaptive ' * net.adaptive}{net.activation}, {len(x)} parameters"
+            + (f", {net.fourier_modes} Fourier modes of scale {net.fourier_scale:g}" if net.fourier_modes else "")
         ),
         "dtype": run.options.dtype,
         "points": f"{options.points} {options.sampler}, seed {run.options.seed}{_resampling(options)}",

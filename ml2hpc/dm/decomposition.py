@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Literal
 
@@ -26,20 +27,34 @@ class Options:
     )
     subdomains: int = option(2, "number of subdomains", at_least=1)
     overlap: int = option(0, "layers, tensors or unknowns shared with each neighbour", at_least=0)
+    cut: Literal["count", "cost"] = option(
+        "count",
+        "give each subdomain as many layers or tensors, as the published decompositions do, or as equal a cost of a "
+        "local evaluation as can be: a low block's gradient costs up to 7 times a high one's",
+    )
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The subdomains in order."""
+    """The subdomains in order.
+
+    Attributes
+    ----------
+    shares
+        Cost of a local gradient over that of a whole one, by subdomain.
+    """
 
     options: Options
     subdomains: tuple[Subdomain, ...]
+    shares: tuple[float, ...]
 
     def view(self) -> list[str]:
-        """Return lines for -snes_view. Not collective."""
+        """Return lines for -snes_view: each subdomain with its cost against a whole gradient's. Not collective."""
         o = self.options
-        lines = [f"decomposition by {o.decomposition}, {o.subdomains} subdomains, overlap {o.overlap}"]
-        return lines + [f"  {k}: {s.describe()}" for k, s in enumerate(self.subdomains)]
+        cut = ", cut by cost" if o.cut == "cost" else ""
+        lines = [f"decomposition by {o.decomposition}, {o.subdomains} subdomains, overlap {o.overlap}{cut}"]
+        shares = zip(self.subdomains, self.shares, strict=True)
+        return lines + [f"  {k}: {s.describe()}, {share:.0%} of a gradient" for k, (s, share) in enumerate(shares)]
 
 
 def decompose(problem: Problem, options: Options, prefix: str) -> Decomposition:
@@ -48,20 +63,57 @@ def decompose(problem: Problem, options: Options, prefix: str) -> Decomposition:
     Raises
     ------
     OptionsError
-        If there are more subdomains than things to divide, or samples are asked to overlap.
+        If there are more subdomains than things to divide, or samples are asked to overlap, or blocks of the vector or
+        samples to be cut by cost.
     """
     kind, n = options.decomposition, options.subdomains
+    if options.cut == "cost" and kind in ("blocks", "samples"):
+        raise OptionsError(f"-{prefix}dm_cut cost: {kind} are cut by count; use -{prefix}dm_decomposition layers")
     if kind == "samples":
-        return Decomposition(options, _samples(problem, options, prefix))
+        subdomains = _samples(problem, options, prefix)
+        shares = tuple(len(s.rows) / problem.samples for s in subdomains if s.rows is not None)
+        return Decomposition(options, subdomains, shares)
     edges = _edges(problem, kind)
     count = len(edges) - 1
     if n > count:
         raise OptionsError(
             f"-{prefix}dm_subdomains {n}: there are only {count} {kind} to divide; choose at most {count}"
         )
-    # Equal counts; what is left over goes to the last ones, so an output layer joins the last hidden one.
-    bounds = [k * (count // n) + max(0, k - n + count % n) for k in range(n + 1)]
-    return Decomposition(options, _blocks(problem, options, edges, bounds))
+    bounds = _bounds_by_cost(problem, options, edges) if options.cut == "cost" else _bounds_by_count(count, n)
+    subdomains = _blocks(problem, options, edges, bounds)
+    whole = problem.cost.gradient
+    return Decomposition(options, subdomains, tuple(problem.block_cost(s.block).gradient / whole for s in subdomains))
+
+
+def _bounds_by_count(count: int, n: int) -> list[int]:
+    """Equal counts; what is left over goes to the last ones, so an output layer joins the last hidden one."""
+    return [k * (count // n) + max(0, k - n + count % n) for k in range(n + 1)]
+
+
+def _bounds_by_cost(problem: Problem, options: Options, edges: Sequence[int]) -> list[int]:
+    """Minimise the largest cost w of a local gradient over all cuts, by dynamic programming.
+
+    With the units 0..b-1 in k subdomains, best(k, b) = min over a of max(best(k-1, a), w(a, b)), w with the overlap;
+    among equal ones the smaller sum.
+    """
+    count, n, overlap = len(edges) - 1, options.subdomains, options.overlap
+
+    @cache
+    def w(low: int, high: int) -> float:
+        return problem.block_cost(Block(slice(edges[low], edges[high]), "")).gradient
+
+    @cache
+    def best(k: int, b: int) -> tuple[float, float, tuple[int, ...]]:
+        if k == 0:
+            return 0.0, 0.0, (0,)
+        found = []
+        for a in range(k - 1, b) if k > 1 else (0,):
+            largest, total, bounds = best(k - 1, a)
+            cost = w(max(a - overlap, 0), min(b + overlap, count))
+            found.append((max(largest, cost), total + cost, (*bounds, b)))
+        return min(found)
+
+    return list(best(n, count)[2])
 
 
 def _edges(problem: Problem, kind: str) -> Sequence[int]:

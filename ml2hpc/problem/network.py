@@ -6,6 +6,7 @@ k_l = 1, or k_l = 10 a_l with a_l trained (adaptive slope, started at 1/10). Out
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -18,6 +19,8 @@ from ml2hpc.problem.activation import ACTIVATIONS
 
 SLOPE = 10.0  # k = SLOPE * a: the scale of Jagtap et al., J. Comput. Phys. 404 (2020), kept by the SPQN experiments
 
+STREAM = 2**32  # added to a seed below it, for a stream of its own
+
 
 @dataclass(frozen=True)
 class NetworkOptions:
@@ -28,6 +31,50 @@ class NetworkOptions:
     width: int = option(20, "neurons in a hidden layer", at_least=1)
     activation: Literal["tanh", "sin", "silu", "gelu"] = option("tanh", "nonlinearity of the hidden layers")
     adaptive: bool = option(False, "train one slope per hidden layer")
+    fourier_modes: int = option(
+        0,
+        "random Fourier features cos Bx, sin Bx of the inputs: rows of B; 0, none, is the published setting",
+        at_least=0,
+    )
+    fourier_scale: float = option(
+        1.0, "standard deviation of B: about the solution's highest wave number on [-1, 1]; 1 is smooth", above=0.0
+    )
+
+
+class FourierFeatures:
+    """Random Fourier features cos B f, sin B f of input features f, shape (2 modes, n); B is fixed, not trained.
+
+    What f makes periodic or symmetric stays so.
+
+    Parameters
+    ----------
+    features
+        f: maps coordinates (d, n) to (inputs, n).
+    inputs
+        Number of f's rows.
+    options
+        Number of modes and scale of the normally distributed B.
+    seed
+        Of B; the same on every rank, apart from the weights' stream.
+
+    References
+    ----------
+    Tancik et al., Fourier features let networks learn high frequency functions in low dimensional domains, 2020;
+    Wang, Wang and Perdikaris, On the eigenvector bias of Fourier feature networks, 2021.
+    """
+
+    def __init__(
+        self, features: Callable[[Tensor], Tensor], inputs: int, options: NetworkOptions, seed: int, dtype: torch.dtype
+    ) -> None:
+        self._features = features
+        generator = torch.Generator().manual_seed(seed + STREAM)
+        draw = torch.randn(options.fourier_modes, inputs, dtype=torch.float64, generator=generator)
+        self.matrix = (options.fourier_scale * draw).to(dtype)  # B
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the features of coordinates (d, n)."""
+        angles = self.matrix.to(x.dtype) @ self._features(x)
+        return torch.cat([torch.cos(angles), torch.sin(angles)])
 
 
 class DenseLayer(nn.Module):
@@ -89,10 +136,11 @@ class DenseNetwork(nn.Module):
             nn.init.xavier_uniform_(weight, generator=generator)
             layer.weight.data.copy_(weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs (outputs, n) for features x (features, n)."""
-        *hidden, last = self.stack
-        for layer in hidden:
-            y = self.activation.value(layer.linear(x))
+    def forward(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Return the outputs (outputs, n) for features x (features, n), or layers first..last-1 of what enters them."""
+        for layer in self.stack[first:last]:
+            y = layer.linear(x)
+            if layer is not self.stack[-1]:
+                y = self.activation.value(y)
             x = x + y if layer.residual else y
-        return last.linear(x)
+        return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -109,18 +110,69 @@ def test_errors_name_the_option(kind: str, n: int, overlap: int, message: str) -
 
 
 def test_view() -> None:
+    # Weights 10, 25, 25, 10: a gradient has 70 products forward, 60 in reverse, 70 of weight gradients.
     problem, _ = pinn()
     assert decomposed(problem, "layers", 3, 1).view() == [
         "decomposition by layers, 3 subdomains, overlap 1",
-        "  0: layers 0-1, 45 unknowns",
-        "  1: layers 0-2, 75 unknowns",
-        "  2: layers 1-3, 72 unknowns",
+        "  0: layers 0-1, 45 unknowns, 82% of a gradient",
+        "  1: layers 0-2, 75 unknowns, 95% of a gradient",
+        "  2: layers 1-3, 72 unknowns, 78% of a gradient",
     ]
     assert decomposed(problem, "samples", 2).view()[1:] == [
-        "  0: samples 0::2, 87 unknowns, 25 samples",
-        "  1: samples 1::2, 87 unknowns, 24 samples",
+        "  0: samples 0::2, 87 unknowns, 25 samples, 51% of a gradient",
+        "  1: samples 1::2, 87 unknowns, 24 samples, 49% of a gradient",
     ]
-    assert decomposed(problem, "blocks", 2).view()[1] == "  0: unknowns 0-42, 43 unknowns"
+    assert decomposed(problem, "blocks", 2).view()[1] == "  0: unknowns 0-42, 43 unknowns, 82% of a gradient"
+    by_cost = decompose(problem, Options("layers", 2, 0, "cost"), "npc_")
+    assert by_cost.view()[0] == "decomposition by layers, 2 subdomains, overlap 0, cut by cost"
+
+
+# ---- cut by cost -----------------------------------------------------------------------------------------------------
+
+
+def largest(problem: PinnProblem, bounds: tuple[int, ...], overlap: int, units: tuple[slice, ...]) -> float:
+    """Return the largest cost of a local gradient among the subdomains between bounds."""
+    seen = [(max(a - overlap, 0), min(b + overlap, len(units))) for a, b in pairwise(bounds)]
+    blocks = [Block(slice(units[a].start, units[b - 1].stop), "") for a, b in seen]
+    return max(problem.restrict(block).cost.gradient for block in blocks)
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", ["layers", "tensors"])
+def test_cut_by_cost_is_the_best_of_all_cuts(kind: Any, n: int, overlap: int) -> None:
+    problem, _ = pinn(depth=4, n=4)
+    units = problem.layers if kind == "layers" else problem.tensors
+    cuts = [(0, *inner, len(units)) for inner in combinations(range(1, len(units)), n - 1)]
+    best = min(largest(problem, bounds, overlap, units) for bounds in cuts)
+    found = decompose(problem, Options(kind, n, overlap, "cost"), "npc_")
+    assert torch.equal(covered(found, problem.space.n, "own"), torch.ones(problem.space.n, dtype=torch.float64))
+    assert max(found.shares) == pytest.approx(best / problem.cost.gradient, rel=1e-14)
+    assert max(found.shares) <= max(decomposed(problem, kind, n, overlap).shares)
+
+
+def test_cost_of_a_window_of_a_wide_network() -> None:
+    """Of D hidden layers, the products between them: forward, reverse and weight gradients for layers a..e-1."""
+    depth = 8
+    problem, _ = pinn(depth=depth, width=300, n=1)
+    found = decomposed(problem, "layers", depth + 1)
+    shares = []
+    for a, e in [*pairwise(range(depth + 1)), (0, 4), (3, 6), (4, 9)]:
+        block = Block(slice(problem.layers[a].start, problem.layers[e - 1].stop), "")
+        forward, below = depth - max(a, 1), depth - 1 - a
+        w = (forward + below + min(e, depth) - max(a, 1)) / (3 * (depth - 1))
+        shares.append(problem.block_cost(block).gradient / problem.cost.gradient)
+        assert shares[-1] == pytest.approx(w, abs=0.01)
+    assert found.shares[:depth] == pytest.approx(shares[:depth], rel=1e-14)
+    count, cost = (decompose(problem, Options("layers", 4, 0, cut), "npc_").shares for cut in ("count", "cost"))
+    assert max(cost) < 0.97 * max(count)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "samples"])
+def test_only_layers_and_tensors_are_cut_by_cost(kind: Any) -> None:
+    problem, _ = pinn()
+    with pytest.raises(OptionsError, match=f"-npc_dm_cut cost: {kind} are cut by count; use"):
+        decompose(problem, Options(kind, 2, 0, "cost"), "npc_")
 
 
 # ---- local problems --------------------------------------------------------------------------------------------------
