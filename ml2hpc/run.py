@@ -40,7 +40,7 @@ T = TypeVar("T")
 Tree = dict[str, Any]
 
 REQUEUE = 85  # exit status after a signal: a checkpoint is written, run again with -restart
-_CUMULATIVE = ("seconds", "waiting", "reductions", "bytes")
+_CUMULATIVE = ("seconds", "cpu_seconds", "waiting", "reductions", "bytes")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # Options of one job that the job that goes on from its file does not inherit.
 _OF_ONE_JOB = (
@@ -98,6 +98,7 @@ class Run:
         self.comm = Communicator.world()
         self.log = self.comm.log
         self.started = time.perf_counter()
+        self._cpu_started = time.process_time()
         self.earlier = dict.fromkeys(_CUMULATIVE, 0.0)  # of the runs that this one goes on from
         self.canonical: dict[str, str] = {}  # options as another folder would have to spell them
         self.restored: Tree | None = None
@@ -304,6 +305,7 @@ class Run:
             gradient_norm=norm,
             update_norm=update,
             seconds=self.seconds,
+            cpu_seconds=self.earlier["cpu_seconds"] + time.process_time() - self._cpu_started,
             waiting=self.earlier["waiting"] + total.waiting,
             reductions=self.earlier["reductions"] + total.reductions,
             bytes=self.earlier["bytes"] + total.bytes,

@@ -1,0 +1,395 @@
+"""A study of methods: error against evaluations, core-seconds, reductions and bytes, on the published problems.
+
+    python tests/studies/pinn.py [--problems burgers klein_gordon] [--only ssb mspqn] [--seeds 0 1 2] [--seconds 150]
+    python tests/studies/pinn.py --reductions 4      Burgers on 4 ranks: how often ASPQN synchronises
+
+Every run gets the same core-seconds: processor time of its ranks from the first option read, one thread each, with the
+same engine. A run that is done is kept in the output folder and not run again; a stopped study goes on where it was.
+Table (study.md) and one figure per problem are made from all runs in the folder.
+
+"To e" is where the relative L2 error first stays below e. Evaluations: path counts subdomains that run side by side
+once, total counts each, work weights each by its share of the operations of a whole evaluation. Published figures: SIAM
+J. Sci. Comput. 46 (2024), where L-BFGS, ASPQN and MSPQN took the minutes given on one, 6 or 8, and one GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml2hpc.io import store
+
+Table = dict[str, NDArray[np.float64]]
+OPTIONS = Path(__file__).parents[2] / "apps" / "options"
+FINE = 1e-6  # what is asked for beyond the published accuracy
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+DASHES = ("-", "--", ":")
+AXES = {
+    "gradients_path": "gradient evaluations, critical path",
+    "gradients_total": "gradient evaluations, total",
+    "gradients_work": "gradient evaluations, by operations",
+    "core_seconds": "core-seconds",
+    "reductions": "reductions",
+    "bytes": "bytes received",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An equation and its network; `target` is the published relative L2 error."""
+
+    title: str
+    depth: int
+    width: int
+    target: float
+    published: str  # minutes to the target
+    local_steps: int  # of the published Schwarz methods
+    multiplicative: int  # subdomains of MSPQN with carried matrices, by experiment
+    seconds: float
+    seeds: tuple[int, ...]
+
+
+PROBLEMS = {
+    "burgers": Problem(
+        "Burgers", 8, 20, 4.6e-4, "L-BFGS 558.5, ASPQN 14.4 (8 GPUs), MSPQN 40.7", 50, 4, 150, (0, 1, 2)
+    ),
+    "klein_gordon": Problem(
+        "Klein-Gordon", 6, 50, 6.1e-4, "L-BFGS 236.5, ASPQN 6.8 (6 GPUs), MSPQN 26.9", 50, 2, 200, (0, 1, 2)
+    ),
+    "diffusion_advection": Problem(
+        "Diffusion-advection", 10, 50, 1e-2, "L-BFGS stagnates, ASPQN and MSPQN end near 1e-2", 10, 3, 300, (0,)
+    ),
+    "allen_cahn": Problem(
+        "Allen-Cahn", 6, 64, 6.0e-4, "L-BFGS 1001.6, ASPQN 79.2 (6 GPUs), MSPQN 117.5", 50, 3, 300, (0,)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A solver tree. In its options, {S} is a subdomain per hidden layer, {M} few, {k} the published local steps."""
+
+    title: str
+    options: str
+    schwarz: bool = False
+
+
+QN = "-snes_type qn -snes_max_it 1000000 -snes_max_funcs 100000000 "
+NPC = QN + "-npc_snes_type nasm -pinn_error_interval 1 "
+RAD = " -pinn_resample rad -pinn_resample_interval "
+SSB = "-npc_sub_snes_type qn -npc_sub_snes_qn_type ssbroyden "
+GN = "-npc_sub_snes_type gn -npc_sub_snes_max_it 2 "
+PUBLISHED = (
+    " -snes_max_it 1000000 -snes_max_funcs 100000000 -pinn_error_interval 1 -npc_dm_subdomains {S} "
+    "-npc_sub_snes_max_it {k}"
+)
+METHODS = {
+    "adam": Method("Adam", f"-options_file {OPTIONS / 'adam.opts'} -snes_max_it 1000000 -snes_max_funcs 100000000"),
+    "lbfgs3": Method("L-BFGS, m = 3", QN + "-snes_qn_m 3"),
+    "lbfgs10": Method("L-BFGS, m = 10", QN + "-snes_qn_m 10"),
+    "lbfgs100": Method("L-BFGS, m = 100", QN + "-snes_qn_m 100"),
+    "ssb": Method("SS-Broyden", QN + "-snes_qn_type ssbroyden"),
+    "ssb_rad": Method("SS-Broyden, RAD", QN + "-snes_qn_type ssbroyden" + RAD + "500"),
+    "ssb_blocks": Method("SS-Broyden by layers", QN + "-snes_qn_type ssbroyden -snes_qn_blocks layers"),
+    "lm": Method("Levenberg-Marquardt", "-snes_type gn -snes_max_it 1000000 -pinn_error_interval 1"),
+    "mspqn_published": Method(
+        "MSPQN, published", f"-options_file {OPTIONS / 'mspqn_published.opts'}" + PUBLISHED, schwarz=True
+    ),
+    "aspqn_published": Method(
+        "ASPQN, published", f"-options_file {OPTIONS / 'aspqn_published.opts'}" + PUBLISHED, schwarz=True
+    ),
+    "mspqn_ssb": Method(
+        "MSPQN, SS-Broyden",
+        NPC + "-npc_snes_nasm_type multiplicative -npc_dm_subdomains {M} -npc_sub_snes_max_it 10 " + SSB,
+        schwarz=True,
+    ),
+    "mspqn_ssb_rad": Method(
+        "MSPQN, SS-Broyden, RAD",
+        NPC + "-npc_snes_nasm_type multiplicative -npc_dm_subdomains {M} -npc_sub_snes_max_it 10 " + SSB + RAD + "20",
+        schwarz=True,
+    ),
+    "mspqn_gn": Method(
+        "MSPQN, Gauss-Newton",
+        NPC + "-npc_snes_nasm_type multiplicative -npc_dm_subdomains {S} " + GN,
+        schwarz=True,
+    ),
+    "aspqn_ssb": Method(
+        "ASPQN, SS-Broyden", NPC + "-npc_dm_subdomains {S} -npc_sub_snes_max_it 5 " + SSB, schwarz=True
+    ),
+    "aspqn_gn": Method("ASPQN, Gauss-Newton", NPC + "-npc_dm_subdomains {S} " + GN, schwarz=True),
+}
+
+
+# Runs. ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the app."""
+
+    problem: str
+    method: str
+    seed: int
+    seconds: float
+    ranks: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.problem}-{self.method}-{self.seed}-{self.ranks}"
+
+    @property
+    def result(self) -> Path:
+        """The history of a finished run."""
+        return self.folder / f"{self.name}.npz"
+
+    def done(self) -> bool:
+        """Tell whether there is a result that was given as much time. A result is whole: it is renamed into place."""
+        if not self.result.exists():
+            return False
+        with np.load(self.result) as found:
+            return float(found["budget"]) >= self.seconds
+
+    def command(self, output: Path) -> list[str]:
+        """Return the command line."""
+        problem = PROBLEMS[self.problem]
+        tree = METHODS[self.method].options.format(S=problem.depth, M=problem.multiplicative, k=problem.local_steps)
+        words = (
+            f"-pinn_problem {self.problem} -net_depth {problem.depth} -net_width {problem.width} -seed {self.seed} "
+            f"-snes_rtol 0 -checkpoint_interval 1e9 -options_left no {tree} -output {output}"
+        )
+        launcher = ["mpirun", "-n", str(self.ranks)] if self.ranks > 1 else []
+        return [*launcher, sys.executable, "-m", "ml2hpc.apps.pinn", *shlex.split(words)]
+
+    def run(self) -> str:
+        """Run it, keep its history, return what went wrong."""
+        output = self.folder / f"{self.name}.h5"
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with (self.folder / f"{self.name}.log").open("w") as log:
+            command = self.command(output)
+            if self.ranks > 1:  # the launcher's children are not ours to watch
+                command += ["-max_time", f"{self.seconds / self.ranks:g}"]
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+            )
+            while process.poll() is None:
+                time.sleep(0.2)
+                if self.ranks == 1 and processor_time(process.pid) > self.seconds:
+                    process.terminate()  # the app ends with the iteration and writes its file
+                    process.wait()
+        told = (self.folder / f"{self.name}.log").read_text().strip().splitlines()
+        if not output.exists():
+            return told[-1] if told else f"exit status {process.returncode}"
+        history = store.read(output, "run")["history"]["outer"]
+        whole = self.folder / f"{self.name}.part.npz"
+        np.savez(whole, budget=self.seconds, **history)
+        whole.rename(self.result)
+        for leftover in self.folder.glob(f"{self.name}.*"):  # a dense inverse makes the file large
+            if leftover.suffix in {".h5", ".xdmf"}:
+                leftover.unlink()
+        return ""
+
+
+def processor_time(pid: int) -> float:
+    """Return the processor seconds that a running process has used, 0 when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (float(fields[11]) + float(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def load(job: Job) -> Table | None:
+    """Return the rows of a finished run that have an error, with its core-seconds, None if there are none."""
+    if not job.result.exists():
+        return None
+    with np.load(job.result) as found:
+        table: Table = {name: found[name] for name in found.files if name != "budget"}
+    # The clock is rank 0's; the ranks share all points evenly.
+    table["core_seconds"] = table["cpu_seconds"] * job.ranks
+    known = np.isfinite(table["error"])
+    return {name: column[known] for name, column in table.items()} if known.any() else None
+
+
+def reached(table: Table, error: float) -> dict[str, float] | None:
+    """Return the row where the error first stays below, None where it does not."""
+    above = np.flatnonzero(table["error"] > error)
+    first = int(above[-1]) + 1 if len(above) else 0
+    return {name: float(column[first]) for name, column in table.items()} if first < len(table["error"]) else None
+
+
+# Results. -------------------------------------------------------------------------------------------------------------
+
+
+HEADS = ("path", "total", "work", "core-s", "reductions", "MB")
+
+
+def cells(table: Table, error: float) -> list[str]:
+    """Return what it took to an error, one cell per column of HEADS."""
+    row = reached(table, error)
+    if row is None:
+        return ["-"] * len(HEADS)
+    counts = [f"{row[name]:.0f}" for name in list(AXES)[:3]]
+    return [*counts, f"{row['core_seconds']:.1f}", f"{row['reductions']:.0f}", f"{row['bytes'] / 1e6:.1f}"]
+
+
+def markdown(problem: str, runs: dict[tuple[str, int], Table]) -> str:
+    """Return the table of a problem."""
+    p = PROBLEMS[problem]
+    heads = ["method", "seed", *(f"{h} to {e:g}" for e in (p.target, FINE) for h in HEADS), "best error", "loss"]
+    rows = [heads]
+    for (method, seed), table in runs.items():
+        figures = [*cells(table, p.target), *cells(table, FINE)]
+        last = [f"{table['error'].min():.1e}", f"{table['objective'][-1]:.1e}"]
+        rows.append([METHODS[method].title, str(seed), *figures, *last])
+    widths = [max(len(row[k]) for row in rows) for k in range(len(heads))]
+    rows.insert(1, ["-" * w for w in widths])
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    title = f"{p.title}, {p.depth} x {p.width}. Published minutes to {p.target:g}: {p.published}"
+    return "\n".join([f"## {title}", "", *lines])
+
+
+def draw(problem: str, runs: dict[tuple[str, int], Table], path: Path) -> None:
+    """Draw error against each measure of work, one line per method; further seeds are thin."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    axes = {name: label for name, label in AXES.items() if any((t[name] > 0).any() for t in runs.values())}
+    columns = 2 if len(axes) <= 4 else 3
+    figure, grid = pyplot.subplots(2, columns, figsize=(4.6 * columns, 9.5), sharey=True, squeeze=False)
+    methods = list(dict.fromkeys(method for method, _ in runs))
+    for place, (name, label) in zip(grid.ravel(), axes.items(), strict=False):
+        shown = set()
+        for (method, seed), table in runs.items():
+            k = list(METHODS).index(method)
+            style = {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k // len(COLOURS) % len(DASHES)]}
+            seen = table[name] > 0
+            first = method not in shown
+            shown.add(method)
+            place.loglog(
+                table[name][seen],
+                table["error"][seen],
+                linewidth=1.6 if first else 0.6,
+                label=METHODS[method].title if first else f"_seed {seed}",
+                **style,
+            )
+        for error in (PROBLEMS[problem].target, FINE):
+            place.axhline(error, color="0.6", linewidth=0.8, zorder=0)
+        place.set_xlabel(label)
+        place.grid(alpha=0.25)
+    for left in grid[:, 0]:
+        left.set_ylabel("relative $L_2$ error")
+    for empty in grid.ravel()[len(axes) :]:
+        empty.set_visible(False)
+    p = PROBLEMS[problem]
+    figure.suptitle(f"{p.title}, {p.depth} x {p.width}; grey: {p.target:g} (published) and {FINE:g}")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    rows = -(-len(methods) // 3)
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, handlelength=3.5)
+    figure.tight_layout(rect=(0, 0.012 + 0.021 * rows, 1, 1))
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def fastest(runs: dict[tuple[str, int], Table], methods: Iterable[str], error: float) -> tuple[float, str]:
+    """Return the least median core-seconds over the seeds that some method takes to an error, and that method."""
+    found = [(float("inf"), "none")]
+    for method in methods:
+        rows = [reached(table, error) for (name, _), table in runs.items() if name == method]
+        if rows:
+            seconds = [float("inf") if row is None else row["core_seconds"] for row in rows]
+            found.append((median(seconds), METHODS[method].title))
+    return min(found)
+
+
+def verdict(name: str, value: float, target: float, *, least: bool = False, by: str = "") -> str:
+    """Return a line that compares a figure with its target."""
+    passed = value >= target if least else value <= target
+    return f"{'pass' if passed else 'FAIL'}  {name}: {value:.3g}, target {'>=' if least else '<='} {target:g} {by}"
+
+
+def targets(runs: dict[str, dict[tuple[str, int], Table]]) -> list[str]:
+    """Return the verdicts on what has been run."""
+    lines = []
+    if burgers := runs.get("burgers"):
+        for error, limit in ((PROBLEMS["burgers"].target, 12.0), (FINE, 150.0)):
+            value, by = fastest(burgers, METHODS, error)
+            lines.append(verdict(f"Burgers, core-seconds to {error:g}", value, limit, by=f"({by})"))
+    if klein_gordon := runs.get("klein_gordon"):
+        error = PROBLEMS["klein_gordon"].target
+        schwarz, by = fastest(klein_gordon, [m for m in METHODS if METHODS[m].schwarz], error)
+        single, other = fastest(klein_gordon, [m for m in METHODS if not METHODS[m].schwarz], error)
+        lines.append(verdict(f"Klein-Gordon, core-seconds to {error:g} by Schwarz", schwarz, 45.0, by=f"({by})"))
+        if schwarz < float("inf"):
+            against = f"({by} against {other})"
+            lines.append(verdict("Klein-Gordon, single level / Schwarz", single / schwarz, 1.4, least=True, by=against))
+    return lines
+
+
+def reductions(ranks: int, seconds: float, folder: Path) -> str:
+    """Run ASPQN and self-scaled Broyden on several ranks; return the verdict on their reductions."""
+    error, found = PROBLEMS["burgers"].target, {}
+    for method in ("ssb", "aspqn_ssb"):
+        job = Job("burgers", method, 0, seconds, ranks, folder)
+        problem = "" if job.done() else job.run()
+        table = load(job)
+        row = None if table is None else reached(table, error)
+        if row is None:
+            return f"{METHODS[method].title} on {ranks} ranks: {problem or f'did not reach {error:g}'}"
+        found[method] = row["reductions"]
+        print(f"{METHODS[method].title} on {ranks} ranks: " + ", ".join(f"{row[a]:.0f} {a}" for a in AXES), flush=True)
+    ratio = found["ssb"] / found["aspqn_ssb"]
+    return verdict(f"Burgers, reductions to {error:g}, SS-Broyden / ASPQN", ratio, 4.0, least=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what is asked for and is not there yet; write table and figures of all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of every problem; three for the first two otherwise")
+    parser.add_argument("--seconds", type=float, help="core-seconds of every run, in place of the problem's own")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--reductions", type=int, metavar="RANKS", help="only count reductions, on so many ranks")
+    parser.add_argument("--output", type=Path, default=Path("study"))
+    given = parser.parse_args(arguments)
+    given.output.mkdir(parents=True, exist_ok=True)
+    if given.reductions:
+        print(reductions(given.reductions, given.seconds or PROBLEMS["burgers"].seconds, given.output))
+        return
+    every: dict[str, dict[tuple[str, int], Table]] = {}
+    for problem in given.problems:
+        p, runs = PROBLEMS[problem], {}
+        for method in given.only:
+            for seed in given.seeds or p.seeds:
+                job = Job(problem, method, seed, given.seconds or p.seconds, given.ranks, given.output)
+                fault = "" if job.done() else job.run()
+                table = load(job)
+                best = "no error known" if table is None else f"best error {table['error'].min():.1e}"
+                print(f"{problem}, {METHODS[method].title}, seed {seed}: {fault or best}", flush=True)
+                if table is not None:
+                    runs[method, seed] = table
+        if runs:
+            every[problem] = runs
+            draw(problem, runs, given.output / f"{problem}.png")
+    text = "\n\n".join([*(markdown(problem, runs) for problem, runs in every.items()), "\n".join(targets(every))])
+    (given.output / "study.md").write_text(text + "\n")
+    print("\n" + text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
