@@ -72,7 +72,7 @@ from ml2hpc.problem.ansatz import collocate
 from ml2hpc.problem.equations import canonical, equation
 from ml2hpc.problem.network import DenseNetwork, FourierFeatures, NetworkOptions
 from ml2hpc.problem.pde import PDE
-from ml2hpc.problem.pinn import Model, PinnProblem
+from ml2hpc.problem.pinn import FASTEST, Model, PinnProblem
 from ml2hpc.run import Run
 from ml2hpc.snes import SNES, Point
 from ml2hpc.vec import Layout
@@ -106,7 +106,9 @@ class PinnOptions:
     )
     conditions: Literal["hard", "soft"] = option("hard", "impose conditions by construction, or in the loss")
     condition_weight: float = option(1.0, "factor of all soft conditions in the loss", above=0.0)
-    engine: Literal["jets", "autograd"] = option("jets", "how derivatives in the coordinates are computed")
+    engine: Literal["compiled", "jets", "autograd"] = option(
+        FASTEST, "how derivatives in the coordinates are computed; compiled where the package was built with a compiler"
+    )
     chunk: int = option(1250, "points evaluated at a time, the grain of the split over ranks", at_least=1)
     weights: str = option("", "weights of single terms of the loss in place of their own, as name=weight,name=weight")
     adaptive_weights: Literal["none", "gradient"] = option(

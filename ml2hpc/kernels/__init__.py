@@ -40,6 +40,16 @@ class Library:
         return found
 
 
+def _path() -> Path | None:
+    candidates = (Path(__file__).parent / f"native{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def built() -> bool:
+    """Tell whether the package was built with the kernels. Not collective."""
+    return _path() is not None
+
+
 @cache
 def load(instruction_set: str | None = None) -> Library | None:
     """Return the kernels for this processor, or None where the package was built without a compiler. Not collective.
@@ -54,8 +64,7 @@ def load(instruction_set: str | None = None) -> Library | None:
     UserError
         If the library was built from other sources than these.
     """
-    folder = Path(__file__).parent
-    path = next((p for p in (folder / f"native{suffix}" for suffix in EXTENSION_SUFFIXES) if p.exists()), None)
+    path = _path()
     if path is None:
         return None
     handle = ctypes.CDLL(str(path))

@@ -10,15 +10,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ml2hpc import kernels
 from ml2hpc.comm import Communicator
 from ml2hpc.problem import guard
 from ml2hpc.problem.ansatz import Term, Trial, residuals
 from ml2hpc.problem.autograd import AutogradEngine
+from ml2hpc.problem.compiled import CompiledEngine
 from ml2hpc.problem.engine import Batch, Engine, Window
 from ml2hpc.problem.gram import add_square, panels
 from ml2hpc.problem.interface import Block, Cost, Linearization, LinearizedCost, Problem, Restriction, slices
@@ -27,7 +29,8 @@ from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.pde import PDE
 from ml2hpc.vec import Layout, Replicated, TreeSum
 
-ENGINES: dict[str, type[Engine[Any]]] = {"jets": JetsEngine, "autograd": AutogradEngine}
+ENGINES: dict[str, type[Engine[Any]]] = {"compiled": CompiledEngine, "jets": JetsEngine, "autograd": AutogradEngine}
+FASTEST: Literal["compiled", "jets"] = "compiled" if kernels.built() else "jets"
 
 
 @dataclass
