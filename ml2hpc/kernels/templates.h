@@ -9,8 +9,17 @@ typedef INTEGER VI __attribute__((vector_size(VECTOR_BYTES)));
 
 #include "elementary.h"
 #include "products.h"
+#define POINTS(p, strip) for (long p = 0; p < (strip); p += LANES)
+#define FUNCTION static
+#include "neuron.h"
 #include "network.h"
 #include "symmetric.h"
+#undef BY_JETS
+#undef BY_ACTIVATION
+#undef MOST_JETS
+#undef HIGHEST
+#undef POINTS
+#undef FUNCTION
 #undef INLINE
 #undef LANES
 #undef V

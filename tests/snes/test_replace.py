@@ -8,7 +8,7 @@ import torch
 from ml2hpc.snes import SNES, Reason
 from ml2hpc.snes.nasm import Nasm
 from ml2hpc.snes.qn import QuasiNewton
-from ml2hpc.snes.secant import DenseInverse
+from ml2hpc.snes.dense import DenseInverse
 from tests.snes.problems import Analytic, least_squares, matrix, quadratic, rosenbrock, tree, world
 from tests.snes.test_contract import TREES
 
