@@ -197,8 +197,8 @@ class Solution:
 
     def here(self, x: Tensor) -> Array:
         """Return the fields on this rank's share of the grid, shape (n_mine, fields). Not collective."""
-        points = torch.as_tensor(self.points[:, self._mine].copy(), dtype=x.dtype)
-        return self.model.solution(x, points).T.to(torch.float64).numpy()
+        points = torch.as_tensor(self.points[:, self._mine].copy(), dtype=x.dtype, device=x.device)
+        return self.model.solution(x, points).T.to(torch.float64).cpu().numpy()
 
     def errors(self, x: Tensor) -> tuple[float, float] | None:
         """Return relative L2 errors against the norms of the reference and of the network, or None. Collective."""

@@ -32,7 +32,7 @@ from ml2hpc.options import Database, option
 from ml2hpc.problem.adapt import Adaptation
 from ml2hpc.problem.interface import Problem, ShardedProblem
 from ml2hpc.snes import SNES, Point, Reason, create
-from ml2hpc.vec import Layout
+from ml2hpc.vec import CPU, Layout
 
 _OF_THE_TREE = re.compile(r"(^|_)(snes|dm)_")
 
@@ -71,6 +71,10 @@ class Options:
     )
     dtype: Literal["float64", "float32"] = option("float64", "floating-point type")
     seed: int = option(0, "seed of the network's weights and of the points", at_least=0, at_most=2**31 - 1)
+    # The CPU is where results have the same bits on any number of ranks and machines.
+    device: Literal["cpu", "cuda"] = option(
+        "cpu", "where vectors, points and jets are: cuda is the GPU whose number is the rank modulo their number"
+    )
     threads: int = option(1, "threads per rank", at_least=1, at_most=1024)
     vec_type: Literal["replicated", "sharded"] = option(
         "replicated", "keep whole vectors on every rank, or split them and the outer quasi-Newton memory over the ranks"
@@ -107,6 +111,7 @@ class Run:
         self.comm.wait = self.comm.wait if self.options.comm_wait == "auto" else self.options.comm_wait
         torch.set_num_threads(self.options.threads)
         self.dtype: torch.dtype = getattr(torch, self.options.dtype)
+        self.device = self._take_device()
         self.history: dict[str, History] = {}
         self.progress = Progress()
         self._signal = 0
@@ -138,6 +143,24 @@ class Run:
         self.restored, database = self.comm.broadcast((restored, found))
         assert isinstance(database, Database)
         return database
+
+    def _take_device(self) -> torch.device:
+        """Return this rank's device, made the current one. Collective."""
+        if self.options.device == "cpu":
+            return CPU
+        error: Exception | None = None
+        if not torch.backends.cuda.is_built():
+            error = OptionsError(
+                "-device cuda: this torch was built without CUDA; install one with it, or use -device cpu"
+            )
+        elif not torch.cuda.is_available():
+            error = OptionsError(
+                "-device cuda: no GPU is visible here, see nvidia-smi; ask for one, or use -device cpu"
+            )
+        self.comm.agree(error)
+        device = torch.device("cuda", self.comm.rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
 
     @property
     def seconds(self) -> float:
@@ -369,9 +392,9 @@ class Run:
                 },
                 "history": {name: h.table() for name, h in self.history.items() if len(h)},
                 "checkpoint": {
-                    "parameters": {n: v.numpy() for n, v in self.layout.views(x).items()},
-                    "gradient": g.numpy(),
-                    "residual": r.numpy(),
+                    "parameters": {n: v.cpu().numpy() for n, v in self.layout.views(x).items()},
+                    "gradient": g.cpu().numpy(),
+                    "residual": r.cpu().numpy(),
                     "objective": point.f,
                     "solver": state,
                     **({"problem": self._adaptation.state()} if self._adaptation else {}),
@@ -401,7 +424,7 @@ class Run:
                 told = "; ".join(f"{k} is {theirs.get(k)!r} there, {self.identity[k]!r} here" for k in different)
                 raise FileError(f"{path}: is the checkpoint of another job: {told}")
             views = saved["parameters"]
-            x = torch.cat([torch.from_numpy(views[e.name]).reshape(-1) for e in self.layout.entries])
+            x = torch.cat([torch.from_numpy(views[e.name]).reshape(-1) for e in self.layout.entries]).to(self.device)
             if self.options.restart_state == "parameters":
                 return x
             mine, other = solver.brief(), tree["configuration"]["solver"]
@@ -418,7 +441,7 @@ class Run:
             solver.load(saved["solver"])
             g, r = (torch.from_numpy(saved[k]) for k in ("gradient", "residual"))
             same = torch.equal(g, r)
-            local = [problem.space.local(v).clone() for v in (x, g, r)]
+            local = [problem.space.local(v).to(self.device, copy=True) for v in (x, g, r)]
             return Point(local[0], float(saved["objective"]), local[1], local[1] if same else local[2])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FileError(f"{path}: does not hold the state of this job ({type(error).__name__}: {error})") from error

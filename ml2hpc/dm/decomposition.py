@@ -15,6 +15,7 @@ from ml2hpc.dm.subdomain import Subdomain
 from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
 from ml2hpc.problem.interface import Block, Problem, even_rows
+from ml2hpc.vec import VectorSpace
 
 
 @dataclass(frozen=True)
@@ -133,18 +134,18 @@ def _blocks(problem: Problem, options: Options, edges: Sequence[int], bounds: Se
     for a, b in seen:
         name = "unknowns" if kind == "blocks" else kind
         blocks.append(Block(slice(edges[a], edges[b]), f"{name} {a}" if b - a == 1 else f"{name} {a}-{b - 1}"))
-    weights = _partition_of_unity([b.indices for b in blocks], problem.space.n, dtype)
+    weights = _partition_of_unity([b.indices for b in blocks], problem.space)
     found = []
     for block, weight, (a, b) in zip(blocks, weights, owned, strict=True):
-        own = torch.zeros(problem.space.n, dtype=dtype)
+        own = torch.zeros(problem.space.n, dtype=dtype, device=problem.space.device)
         own[edges[a] : edges[b]] = 1
         found.append(Subdomain(block.name, block, weight, own[block.indices]))
     return tuple(found)
 
 
-def _partition_of_unity(blocks: Sequence[slice | Tensor], n: int, dtype: torch.dtype) -> list[Tensor]:
+def _partition_of_unity(blocks: Sequence[slice | Tensor], space: VectorSpace) -> list[Tensor]:
     """One over the multiplicity; the last one to see an unknown takes what is left, so that the sum is 1 exactly."""
-    multiplicity, given = torch.zeros(2, n, dtype=dtype)
+    multiplicity, given = torch.zeros(2, space.n, dtype=space.dtype, device=space.device)
     for block in blocks:
         multiplicity[block] += 1
     left, weights = multiplicity.clone(), []
@@ -165,7 +166,7 @@ def _samples(problem: Problem, options: Options, prefix: str) -> tuple[Subdomain
     if options.overlap:
         raise OptionsError(f"-{prefix}dm_overlap {options.overlap}: sample subdomains do not overlap; use 0")
     whole = Block(slice(0, problem.space.n), "all")
-    shares = _partition_of_unity([whole.indices] * n, problem.space.n, problem.space.dtype)
+    shares = _partition_of_unity([whole.indices] * n, problem.space)
     return tuple(
         Subdomain(f"samples {k}::{n}", whole, share, share, even_rows(problem.samples, k, n))
         for k, share in enumerate(shares)

@@ -204,14 +204,14 @@ class AdaptivePinn(Adaptation):
         return {
             "resampled": self.resampled,
             "iteration": self._iteration,
-            "points": terms[0].points.numpy(),
+            "points": terms[0].points.cpu().numpy(),
             "terms": [term.name for term in terms],
             "factors": np.array([term.factor for term in terms]),
         }
 
     def load(self, state: Tree) -> PinnProblem:
         terms = self.problem.loss_terms
-        points = torch.from_numpy(state["points"]).clone()
+        points = torch.from_numpy(state["points"]).to(self.problem.model.device, copy=True)
         if state["terms"] != [term.name for term in terms] or points.shape != terms[0].points.shape:
             raise ValueError("its loss has other terms or points")
         self.resampled, self._iteration = int(state["resampled"]), int(state["iteration"])
@@ -230,10 +230,10 @@ def resample(comm: Communicator, model: Model, term: Term, x: Tensor, how: Resam
     streams = np.random.SeedSequence((how.seed, number)).spawn(2)
     seed = int(streams[0].generate_state(1)[0])
     drawn = sample(how.sampler, how.candidates * term.n, model.pde.bounds, seed)
-    candidates = replace(term, points=torch.as_tensor(drawn.T.copy(), dtype=model.dtype))
+    candidates = replace(term, points=torch.as_tensor(drawn.T.copy(), dtype=model.dtype, device=model.device))
     density = residual_density(squares(comm, model, candidates, x), how.power, how.offset)
     chosen = draw(density, term.n, np.random.default_rng(streams[1]))
-    return replace(term, points=candidates.points[:, torch.from_numpy(chosen)].contiguous())
+    return replace(term, points=candidates.points[:, torch.from_numpy(chosen).to(model.device)].contiguous())
 
 
 def squares(comm: Communicator, model: Model, term: Term, x: Tensor) -> Array:
@@ -249,7 +249,7 @@ def squares(comm: Communicator, model: Model, term: Term, x: Tensor) -> Array:
     cuts = [slice(k * term.n // pieces, (k + 1) * term.n // pieces) for k in range(pieces)]
     by_rank = [cuts[r * pieces // comm.size : (r + 1) * pieces // comm.size] for r in range(comm.size)]
     found = model.squares(x, term, by_rank[comm.rank])
-    mine = torch.cat(found).to(torch.float64).numpy() if found else np.empty(0)
+    mine = torch.cat(found).to(torch.float64).cpu().numpy() if found else np.empty(0)
     everyone: Array = comm.allgather_parts(mine, [sum(c.stop - c.start for c in cuts) for cuts in by_rank])
     bad = int((~np.isfinite(everyone)).sum())
     if bad:

@@ -50,6 +50,11 @@ class Term:
         partner = None if self.partner is None else self.partner[:, rows]
         return replace(self, factor=scale * self.factor, points=self.points[:, rows], partner=partner)
 
+    def to(self, device: torch.device) -> Term:
+        """Return the term with its points on a device."""
+        partner = None if self.partner is None else self.partner.to(device)
+        return replace(self, points=self.points.to(device), partner=partner)
+
     def all_points(self) -> Tensor:
         """Return points and partners side by side, shape (d, n) or (d, 2 n)."""
         return self.points if self.partner is None else torch.cat([self.points, self.partner], 1)

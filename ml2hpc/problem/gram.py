@@ -30,8 +30,11 @@ def panels(n: int) -> Iterator[tuple[int, int]]:
 def add_square(out: Tensor, j: Tensor, factor: float) -> None:
     """Add factor * j j' to the lower triangle of `out`, shapes (n, points) and (n, n), contiguous. Not collective.
 
-    The symmetric product of BLAS takes half the operations of a matrix product; torch has none.
+    The symmetric product of BLAS takes half the operations of a matrix product; torch has none, so that a device adds both triangles.
     """
+    if out.device.type != "cpu":
+        out.addmm_(j, j.T, alpha=factor)
+        return
     product = blas.dsyrk if out.dtype == torch.float64 else blas.ssyrk
     # BLAS counts by columns: the transposes of both, and the other triangle.
     result = product(factor, j.numpy().T, 1.0, out.numpy().T, trans=1, lower=0, overwrite_c=1)

@@ -64,7 +64,9 @@ def columns(name: str, values: Any, count: int, like: Tensor) -> Tensor:
             continue
         if not isinstance(part, int | float):
             raise UserError(f"{name} must return one number per point, shape (n,); got {describe(part)}")
-    return torch.stack([torch.as_tensor(part, dtype=like.dtype).expand(like.shape) for part in parts])
+    return torch.stack(
+        [torch.as_tensor(part, dtype=like.dtype, device=like.device).expand(like.shape) for part in parts]
+    )
 
 
 def describe(value: Any) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ml2hpc.comm import Communicator
 from ml2hpc.errors import UnsupportedError
-from ml2hpc.vec import Replicated, Sharded, VectorSpace
+from ml2hpc.vec import CPU, Replicated, Sharded, VectorSpace
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,10 @@ class Restriction(Problem):
         self.parent = parent
         self.block = block
         self.comm = parent.comm
-        self.space = Replicated(block.n, parent.space.dtype)
+        self.space = Replicated(block.n, parent.space.dtype, parent.space.device)
         self.samples = parent.samples
         self.layers = self.tensors = (slice(0, block.n),)
-        self._full = torch.zeros(parent.space.n, dtype=parent.space.dtype)
+        self._full = torch.zeros(parent.space.n, dtype=parent.space.dtype, device=parent.space.device)
 
     def rebase(self, x: Tensor) -> Tensor:
         """Freeze the unknowns outside the block at x, shape (parent.space.n,); return the block's own. Collective."""
@@ -279,7 +279,7 @@ class _Restricted(Linearization):
         return self._whole.cost
 
     def action(self, v: Tensor) -> Tensor:
-        direction = torch.zeros(self._space.n, dtype=v.dtype)
+        direction = v.new_zeros(self._space.n)
         direction[self._indices] = v
         return self._space.gather(self._whole.action(self._space.local(direction)))[self._indices]
 
@@ -347,7 +347,7 @@ class ShardedProblem(_Wrapped):
 
     def __init__(self, inner: Problem) -> None:
         super().__init__(inner)
-        self.space = Sharded(inner.comm, inner.space.n, inner.space.dtype)
+        self.space = Sharded(inner.comm, inner.space.n, inner.space.dtype, inner.space.device)
 
     def objective(self, x: Tensor) -> float:
         return self.inner.objective(self.space.gather(x))
@@ -407,7 +407,7 @@ class Span(Problem):
         self.x = x
         self.directions = torch.stack(list(directions))
         self.comm = parent.comm
-        self.space = Replicated(len(self.directions), x.dtype)
+        self.space = Replicated(len(self.directions), x.dtype, x.device)
         self.samples = parent.samples
         self.layers = self.tensors = (slice(0, len(self.directions)),)
 
@@ -464,7 +464,7 @@ class _Spanned(Linearization):
 
 def even_rows(samples: int, part: int, parts: int) -> Tensor:
     """Return the sample numbers of one of `parts` interleaved equal shares."""
-    return torch.arange(part, samples, parts)
+    return torch.arange(part, samples, parts, device=CPU)
 
 
 def slices(lengths: Sequence[int]) -> tuple[slice, ...]:

@@ -48,8 +48,8 @@ class JetBatch(Batch):
 class _Jets:
     """A buffer of jets (width, jets, n) with its views: as one matrix, jet by jet, and all but the value."""
 
-    def __init__(self, width: int, jets: int, n: int, dtype: torch.dtype) -> None:
-        self.all = torch.zeros(width, jets, n, dtype=dtype)
+    def __init__(self, width: int, jets: int, n: int, like: Tensor) -> None:
+        self.all = like.new_zeros(width, jets, n)
         self.matrix = self.all.view(width, jets * n)
         self.each = self.all.unbind(1)
         self.slopes = self.all[:, 1:]
@@ -58,9 +58,9 @@ class _Jets:
 class _Hidden:
     """What a hidden layer keeps for the reverse pass: jets of z and y = sigma(z); sigma' and sigma'', (width, n)."""
 
-    def __init__(self, width: int, jets: int, n: int, dtype: torch.dtype) -> None:
-        self.z, self.y = (_Jets(width, jets, n, dtype) for _ in range(2))
-        self.first, self.second = (torch.zeros(width, n, dtype=dtype) for _ in range(2))
+    def __init__(self, width: int, jets: int, n: int, like: Tensor) -> None:
+        self.z, self.y = (_Jets(width, jets, n, like) for _ in range(2))
+        self.first, self.second = (like.new_zeros(width, n) for _ in range(2))
         self.first_of_all = self.first[:, None]  # broadcasts over the jets
         self.sigmas: list[Tensor] = []  # sigma, sigma', ..., where the order is above 2
 
@@ -68,10 +68,10 @@ class _Hidden:
 class _Workspace:
     """Buffers for one batch length, made once: on small networks a view costs as much as the work on it."""
 
-    def __init__(self, layers: int, width: int, jets: int, n: int, dtype: torch.dtype) -> None:
-        self.hidden = [_Hidden(width, jets, n, dtype) for _ in range(layers)]
-        self.g, self.gz = (_Jets(width, jets, n, dtype) for _ in range(2))
-        self.slopes, self.squares, self.part = (torch.zeros(width, n, dtype=dtype) for _ in range(3))
+    def __init__(self, layers: int, width: int, jets: int, n: int, like: Tensor) -> None:
+        self.hidden = [_Hidden(width, jets, n, like) for _ in range(layers)]
+        self.g, self.gz = (_Jets(width, jets, n, like) for _ in range(2))
+        self.slopes, self.squares, self.part = (like.new_zeros(width, n) for _ in range(3))
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class JetsEngine(Engine[JetBatch]):
         n = batch.x.shape[1]
         if n not in self._spaces:
             width = self.network.options.width
-            self._spaces[n] = _Workspace(self._hidden, width, len(self.indices), n, batch.x.dtype)
+            self._spaces[n] = _Workspace(self._hidden, width, len(self.indices), n, batch.x)
         return self._spaces[n]
 
     def _propagate(self, layers: list[_Layer], y: Tensor, first: int, last: int, space: _Workspace) -> Tensor:

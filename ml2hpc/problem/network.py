@@ -73,7 +73,7 @@ class FourierFeatures:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the features of coordinates (d, n)."""
-        angles = self.matrix.to(x.dtype) @ self._features(x)
+        angles = self.matrix.to(x) @ self._features(x)
         return torch.cat([torch.cos(angles), torch.sin(angles)])
 
 

@@ -94,8 +94,8 @@ class PDE(ABC):
 
     def features(self, x: Tensor) -> Tensor:
         """Map coordinates (d, n) to network inputs (features, n). The default scales the domain to [-1, 1]."""
-        low = torch.tensor([self.domain[c][0] for c in self.coordinates], dtype=x.dtype)[:, None]
-        high = torch.tensor([self.domain[c][1] for c in self.coordinates], dtype=x.dtype)[:, None]
+        low = torch.tensor([self.domain[c][0] for c in self.coordinates], dtype=x.dtype, device=x.device)[:, None]
+        high = torch.tensor([self.domain[c][1] for c in self.coordinates], dtype=x.dtype, device=x.device)[:, None]
         return (x - low) / (high - low) * 2 - 1
 
     def conditions(self) -> Sequence[Condition]:

@@ -27,7 +27,7 @@ from ml2hpc.problem.interface import Block, Cost, Linearization, LinearizedCost,
 from ml2hpc.problem.jet import Carried, Points
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.pde import PDE
-from ml2hpc.vec import Layout, Replicated, TreeSum
+from ml2hpc.vec import CPU, Layout, Replicated, TreeSum
 
 ENGINES: dict[str, type[Engine[Any]]] = {"compiled": CompiledEngine, "jets": JetsEngine, "autograd": AutogradEngine}
 FASTEST: Literal["compiled", "jets"] = "compiled" if kernels.built() else "jets"
@@ -103,7 +103,7 @@ class _Evaluation:
                 u = chunk.trial.jets(chunk.engine.forward(parameters, chunk.batch, reverse=False))
                 out[chunk.number] = self._loss(chunk, u)
 
-        return self._sum(part, len(self._terms), parameters.dtype)
+        return self._sum(part, len(self._terms), parameters.dtype, parameters.device)
 
     def losses_and_gradient(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Return the terms' losses (terms,) and the gradient over the window (window.stop - window.start,)."""
@@ -119,7 +119,7 @@ class _Evaluation:
             out[n:].zero_()
             out[n + chunk.number] = loss.detach()
 
-        packed = self._sum(part, n + len(self._terms), parameters.dtype)
+        packed = self._sum(part, n + len(self._terms), parameters.dtype, parameters.device)
         return packed[n:], packed[:n]
 
     def hessian_action(self, parameters: Tensor, v: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class _Evaluation:
             back, back_dot = trial.pull_back(cotangent.detach()), trial.pull_back(bent)
             engine.reverse_tangent(parameters, v, chunk.batch, back, back_dot, out)
 
-        return self._sum(part, w.stop - w.start, parameters.dtype)
+        return self._sum(part, w.stop - w.start, parameters.dtype, parameters.device)
 
     # Residuals linearised in the parameters. ---------------------------------------------------------------------
 
@@ -159,7 +159,9 @@ class _Evaluation:
         engine, one = self._engine(term.indices), term.part(slice(0, 1))
         x = one.all_points()
         trial = Trial(self._model.pde, x, engine.indices)
-        u = trial.jets(torch.zeros(len(self._model.pde.fields), len(engine.indices), x.shape[1], dtype=x.dtype))
+        u = trial.jets(
+            torch.zeros(len(self._model.pde.fields), len(engine.indices), x.shape[1], dtype=x.dtype, device=x.device)
+        )
         fields = trial.fields(u, pairs=one.partner is not None)
         return len(residuals(one.residual(Points(self._model.pde.coordinates, one.points), *fields)))
 
@@ -192,14 +194,15 @@ class _Evaluation:
             engine.forward(parameters, chunk.batch, reverse=True)
             engine.reverse(parameters, chunk.batch, chunk.trial.pull_back(cotangent), out)
 
-        return self._sum(part, self.window.stop - self.window.start, parameters.dtype)
+        return self._sum(part, self.window.stop - self.window.start, parameters.dtype, parameters.device)
 
     def gauss_newton_matrix(self, parameters: Tensor, inside: slice | Tensor) -> Tensor:
         """Return the rows and columns `inside` of 2 J' D J, shape (n, n), the window's first parameter being 0."""
         n = Block(inside, "").n
-        matrix = torch.empty(n, n, dtype=parameters.dtype)
+        matrix = parameters.new_empty(n, n)
         for low, high in panels(n):
-            summed = self._sum(self._panel(parameters, inside, low, high), (high - low) * high, parameters.dtype)
+            panel = self._panel(parameters, inside, low, high)
+            summed = self._sum(panel, (high - low) * high, parameters.dtype, parameters.device)
             left = summed[: (high - low) * low].view(high - low, low)
             square = summed[(high - low) * low :].view(high - low, high - low)
             matrix[low:high, :low] = left
@@ -265,7 +268,7 @@ class _PinnLinearization(Linearization):
 
     def action(self, v: Tensor) -> Tensor:
         window = self._evaluation.window
-        direction = torch.zeros(window.stop - window.start, dtype=v.dtype)
+        direction = v.new_zeros(window.stop - window.start)
         direction[self._inside] = v
         return self._evaluation.gauss_newton_action(self._parameters, self._slopes, direction)[self._inside]
 
@@ -296,6 +299,8 @@ class Model:
     ----------
     chunk
         Points evaluated at a time: small enough for the cache, large enough for the products.
+    device
+        Where parameters, points and jets are.
     """
 
     pde: PDE
@@ -304,6 +309,7 @@ class Model:
     engine_name: str
     dtype: torch.dtype
     chunk: int
+    device: torch.device = CPU
 
     def engine(self, indices: tuple[Carried, ...], window: Window | None = None) -> Engine[Any]:
         """Return the engine for some derivatives and layers."""
@@ -352,7 +358,7 @@ class PinnProblem(Problem):
         self.comm = comm
         self.model = model
         self.loss_terms = tuple(terms)
-        self.space = Replicated(model.layout.n, model.dtype)
+        self.space = Replicated(model.layout.n, model.dtype, model.device)
         self.samples = sum(t.n for t in terms)
         self.layers = model.layout.layers
         self.tensors = tuple(slice(e.start, e.stop) for e in model.layout.entries)
@@ -453,7 +459,7 @@ class PinnRestriction(Restriction):
 
     def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
         window = self._evaluation.window
-        direction = torch.zeros(window.stop - window.start, dtype=v.dtype)
+        direction = v.new_zeros(window.stop - window.start)
         direction[self._inside] = v
         return self._evaluation.hessian_action(self.embed(x), direction)[self._inside]
 

@@ -74,7 +74,7 @@ class DenseInverse(Inverse):
         self.kind = kind
         self.curvature = curvature
         self._blocks = [_Block(b) for b in blocks]
-        self._matrix = SymmetricMatrix(comm, blocks, space.dtype, library)
+        self._matrix = SymmetricMatrix(comm, blocks, space.dtype, library, space.device)
         self._pairs = 0
         self._known: tuple[Tensor, Tensor, Tensor] | None = None  # local g, whole g and whole H g
 
@@ -173,7 +173,7 @@ class DenseInverse(Inverse):
         tree["block_pairs"] = np.array([b.pairs for b in self._blocks])
         tree["matrix"] = self._matrix.state()
         if self._known is not None:
-            tree |= {"g": self._known[1].numpy(), "hg": self._known[2].numpy()}
+            tree |= {"g": self._known[1].cpu().numpy(), "hg": self._known[2].cpu().numpy()}
         return tree
 
     def load(self, state: Tree) -> None:
@@ -187,7 +187,7 @@ class DenseInverse(Inverse):
             block.start, block.pairs = float(start), int(pairs)
         self._matrix.load(state["matrix"])
         if "g" in state:
-            whole, product = (torch.from_numpy(state[k]).clone() for k in ("g", "hg"))
+            whole, product = (torch.from_numpy(state[k]).to(self.space.device, copy=True) for k in ("g", "hg"))
             self._known = (self.space.local(whole), whole, product)
 
     def recognise(self, g: Tensor) -> None:

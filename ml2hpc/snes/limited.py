@@ -28,10 +28,12 @@ class CompactLBFGS(Inverse):
         super().__init__(space)
         self.memory = memory
         self.scaled = scaled
-        self._rows = torch.zeros(2 * memory, space.n_local, dtype=space.dtype)  # S' above Y'
-        self._upper = torch.zeros(memory, memory, dtype=space.dtype)  # R, oldest pair first
-        self._yy = torch.zeros(memory, memory, dtype=space.dtype)  # Y'Y, oldest pair first
+        shape = 2 * memory, space.n_local
+        self._rows = torch.zeros(shape, dtype=space.dtype, device=space.device)  # S' above Y'
+        self._upper = torch.zeros(memory, memory, dtype=space.dtype, device=space.device)  # R, oldest pair first
+        self._yy = torch.zeros_like(self._upper)  # Y'Y, oldest pair first
         self._order: list[int] = []  # places of the pairs in the rows, oldest first
+        self._places = torch.empty(0, dtype=torch.int64, device=space.device)  # the same where the rows are
         self._learnt = 0
         self._known: tuple[Tensor, Tensor] | None = None  # g and its products with the rows, (2 memory,)
 
@@ -44,14 +46,14 @@ class CompactLBFGS(Inverse):
             return g.clone()
         if self._known is None or self._known[0] is not g:
             self._known = (g, self.space.mdot(self._rows, g))
-        k, m, count = torch.tensor(self._order), self.memory, len(self._order)
+        k, m, count = self._places, self.memory, len(self._order)
         sg, yg = self._known[1][k], self._known[1][m + k]
         upper, yy = self._upper[:count, :count], self._yy[:count, :count]
         gamma = float(upper[-1, -1]) / float(yy[-1, -1]) if self.scaled else 1.0
         q = torch.linalg.solve_triangular(upper, sg[:, None], upper=True)[:, 0]
         middle = upper.diagonal() * q + gamma * (yy @ q - yg)
         p = torch.linalg.solve_triangular(upper.T, middle[:, None], upper=False)[:, 0]
-        weights = torch.zeros(2 * m, dtype=g.dtype)
+        weights = g.new_zeros(2 * m)
         weights[k] = p
         weights[m + k] = -gamma * q
         return torch.addmv(g, self._rows.T, weights, beta=gamma)
@@ -62,13 +64,15 @@ class CompactLBFGS(Inverse):
             for products in (self._upper, self._yy):
                 products[:-1, :-1] = products[1:, 1:].clone()
             place = self._order.pop(0)
+            self._places = self._places.roll(-1)
         else:
             place = len(self._order)
+            self._places = torch.cat([self._places, self._places.new_full((1,), place)])
         self._order.append(place)
         self._rows[place] = s
         self._rows[m + place] = y
         with_y, with_g = self.space.mdot(torch.stack([y, g_new]), self._rows.T)
-        k, count = torch.tensor(self._order), len(self._order)
+        k, count = self._places, len(self._order)
         self._upper[:count, count - 1] = with_y[k]
         self._yy[:count, count - 1] = self._yy[count - 1, :count] = with_y[m + k]
         self._known = (g_new, with_g)
@@ -76,6 +80,7 @@ class CompactLBFGS(Inverse):
 
     def reset(self) -> None:
         self._order.clear()
+        self._places = self._places[:0]
         self._learnt, self._known = 0, None
 
     def retarget(self) -> None:
@@ -84,25 +89,26 @@ class CompactLBFGS(Inverse):
     def state(self) -> Tree:
         rows = self.space.gather(self._rows.T.contiguous()).T.contiguous()
         tree: Tree = {
-            "rows": rows.numpy(),
-            "upper": self._upper.numpy(),
-            "yy": self._yy.numpy(),
+            "rows": rows.cpu().numpy(),
+            "upper": self._upper.cpu().numpy(),
+            "yy": self._yy.cpu().numpy(),
             "order": list(map(str, self._order)),
             "learnt": self._learnt,
         }
         if self._known is not None:
-            tree |= {"g": self.space.gather(self._known[0]).numpy(), "along": self._known[1].numpy()}
+            tree |= {"g": self.space.gather(self._known[0]).cpu().numpy(), "along": self._known[1].cpu().numpy()}
         return tree
 
     def load(self, state: Tree) -> None:
-        self._rows = torch.from_numpy(state["rows"])[:, self.space.rows].clone()
-        self._upper, self._yy = (torch.from_numpy(state[k]).clone() for k in ("upper", "yy"))
+        self._rows = torch.from_numpy(state["rows"])[:, self.space.rows].to(self.space.device, copy=True)
+        self._upper, self._yy = (torch.from_numpy(state[k]).to(self.space.device, copy=True) for k in ("upper", "yy"))
         self._order = [int(i) for i in state["order"]]
+        self._places = torch.tensor(self._order, dtype=torch.int64, device=self.space.device)
         self._learnt = int(state["learnt"])
         self._known = None
         if "g" in state:
-            g = self.space.local(torch.from_numpy(state["g"])).clone()
-            self._known = (g, torch.from_numpy(state["along"]).clone())
+            along = torch.from_numpy(state["along"]).to(self.space.device, copy=True)
+            self._known = (self.space.restored(state["g"]), along)
 
     def recognise(self, g: Tensor) -> None:
         if self._known is not None and self.space.norm(self._known[0] - g) == 0.0:

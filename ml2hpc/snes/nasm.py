@@ -144,9 +144,11 @@ class Nasm(Method):
     def _exchange(self, solver: SNES, solved: dict[int, _Solved]) -> list[_Solved]:
         """Bring all corrections and counts to all ranks in one Allgather. Collective."""
         comm = solver.problem.comm
+        if comm.size == 1:
+            return list(solved.values())
         sizes = [s.block.n + 9 for s in self._decomposition.subdomains]
         parts = [
-            np.concatenate([solved[k].correction.numpy().astype(np.float64), solved[k].work.counts.ravel()])
+            np.concatenate([solved[k].correction.cpu().numpy().astype(np.float64), solved[k].work.counts.ravel()])
             for k in self._mine
             if self._owners[k] == comm.rank
         ]
@@ -155,7 +157,8 @@ class Nasm(Method):
         found, start = [], 0
         for n in sizes:
             part = packed[start : start + n]
-            correction = torch.from_numpy(part[:-9].copy()).to(solver.problem.space.dtype)
+            space = solver.problem.space
+            correction = torch.from_numpy(part[:-9].copy()).to(space.device, space.dtype)
             found.append(_Solved(correction, Work(part[-9:])))
             start += n
         return found
@@ -165,7 +168,7 @@ class Nasm(Method):
         subdomain = self._decomposition.subdomains[k]
         kind = self.options.type
         weights = subdomain.weights if kind == "additive" else subdomain.own if kind == "restrict" else 1.0
-        whole = torch.zeros(solver.problem.space.n, dtype=correction.dtype)
+        whole = correction.new_zeros(solver.problem.space.n)
         whole[subdomain.block.indices] = correction * weights
         return solver.problem.space.local(whole)
 
@@ -202,7 +205,7 @@ class Nasm(Method):
         span = Span(solver.problem, point.x, [self.options.damping * c for c in corrections])
         self._subspace.problem = span
         self._subspace.work.clear()
-        end = self._subspace.solve(torch.zeros(len(corrections), dtype=point.x.dtype), (point.f, span.project(point.g)))
+        end = self._subspace.solve(point.x.new_zeros(len(corrections)), (point.f, span.project(point.g)))
         solver.work.sequential([self._subspace.work])
         if not end.f < point.f:
             return Step(point, "no combination of the corrections lowers the objective")

@@ -146,13 +146,13 @@ class QuasiNewton(DirectionMethod):
         tree: Tree = {"inverse": self.inverse.state(), "accepted": self._accepted, "learns": self._learnt is not None}
         for name, vector in (("velocity", self._velocity), ("previous", self._previous)):
             if vector is not None:
-                tree[name] = gather(vector).numpy()
+                tree[name] = gather(vector).cpu().numpy()
         return tree
 
     def load(self, solver: SNES, state: Tree) -> None:
         space = solver.problem.space
         self.inverse.load(state["inverse"])
-        vectors = {k: space.local(torch.from_numpy(state[k])).clone() for k in ("velocity", "previous") if k in state}
+        vectors = {k: space.restored(state[k]) for k in ("velocity", "previous") if k in state}
         self._accepted = int(state["accepted"])
         self._resumes = bool(state["learns"])
         self._velocity = vectors.get("velocity")

@@ -114,7 +114,9 @@ class TorchOptim(Method):
         return Step(new) if new.finite else Step.broken(point, "after the optimiser's step")
 
     def _draw(self, problem: Problem) -> Problem:
-        rows = torch.randperm(problem.samples, generator=self._generator)[: self.options.batch]
+        rows = torch.randperm(problem.samples, generator=self._generator, device=self._generator.device)[
+            : self.options.batch
+        ]
         return problem.sample(rows.sort().values)
 
     def state(self, solver: SNES) -> Tree:
@@ -131,7 +133,7 @@ class TorchOptim(Method):
         local = solver.problem.space.local
         for key, value in state.items():
             if key.startswith("state_"):
-                tensor = _restored(value)
+                tensor = _restored(value, self._x.device)
                 whole = isinstance(tensor, Tensor) and tensor.shape == (solver.problem.space.n,)
                 self._optimiser.state[self._x][key.removeprefix("state_")] = local(tensor).clone() if whole else tensor
 
@@ -147,13 +149,17 @@ class TorchOptim(Method):
 def _plain(value: Any) -> Any:
     """Return an optimiser's state entry as leaves that a file can hold."""
     if isinstance(value, Tensor):
-        return value.numpy()
+        return value.cpu().numpy()
     if isinstance(value, list):
         return {"list": {str(k): _plain(v) for k, v in enumerate(value)}}
     return value
 
 
-def _restored(value: Any) -> Any:
+def _restored(value: Any, device: torch.device) -> Any:
+    """The state entry of a leaf: vectors on the device, single numbers, which count steps, on the host."""
     if isinstance(value, dict):
-        return [_restored(value["list"][str(k)]) for k in range(len(value["list"]))]
-    return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+        return [_restored(value["list"][str(k)], device) for k in range(len(value["list"]))]
+    if not isinstance(value, np.ndarray):
+        return value
+    tensor = torch.from_numpy(np.array(value))
+    return tensor.to(device) if tensor.dim() else tensor

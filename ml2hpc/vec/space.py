@@ -3,6 +3,8 @@
 `Replicated`: every rank holds the whole vector; inner products need no communication. `Sharded`: every rank holds a
 contiguous slice, so that the memory of quasi-Newton methods is split over the ranks; inner products are summed in rank
 order, the same number on every rank.
+
+Vectors live on one device per rank. Ranks exchange numbers through the host's memory; what comes back is on the device.
 """
 
 from __future__ import annotations
@@ -10,19 +12,28 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from itertools import pairwise
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ml2hpc.comm import Communicator
 
+CPU = torch.device("cpu")
+
 
 class VectorSpace(ABC):
-    """Vectors of global length n, stored as tensors of shape (n_local,)."""
+    """Vectors of global length n, stored as tensors of shape (n_local,) on one device."""
 
-    def __init__(self, n: int, dtype: torch.dtype) -> None:
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device = CPU) -> None:
         self.n = n
         self.dtype = dtype
+        self.device = device
+
+    def restored(self, values: NDArray[Any]) -> Tensor:
+        """Return this rank's part of a whole vector out of a checkpoint, shape (n_local,). Not collective."""
+        return self.local(torch.from_numpy(values)).to(self.device, copy=True)
 
     @property
     @abstractmethod
@@ -48,7 +59,7 @@ class VectorSpace(ABC):
 
     def zeros(self) -> Tensor:
         """Return the zero vector. Not collective."""
-        return torch.zeros(self.n_local, dtype=self.dtype)
+        return torch.zeros(self.n_local, dtype=self.dtype, device=self.device)
 
     def local(self, x: Tensor) -> Tensor:
         """Return this rank's slice of a whole vector (n,). Not collective."""
@@ -90,8 +101,8 @@ class Replicated(VectorSpace):
 class Sharded(VectorSpace):
     """Every rank holds a contiguous slice; lengths differ by at most one."""
 
-    def __init__(self, comm: Communicator, n: int, dtype: torch.dtype) -> None:
-        super().__init__(n, dtype)
+    def __init__(self, comm: Communicator, n: int, dtype: torch.dtype, device: torch.device = CPU) -> None:
+        super().__init__(n, dtype, device)
         self.comm = comm
         bounds = [r * n // comm.size for r in range(comm.size + 1)]
         self._sizes = [b - a for a, b in pairwise(bounds)]
@@ -106,13 +117,13 @@ class Sharded(VectorSpace):
         return self._rows
 
     def mdot(self, left: Tensor, right: Tensor) -> Tensor:
-        parts = self.comm.allgather((left @ right).numpy())
-        return torch.from_numpy(parts).sum(0)
+        parts = self.comm.allgather((left @ right).cpu().numpy())
+        return torch.from_numpy(parts).sum(0).to(self.device)
 
     def gather(self, x: Tensor) -> Tensor:
         columns = x.shape[1:].numel()
-        parts = self.comm.allgather_parts(x.reshape(-1).numpy(), [n * columns for n in self._sizes])
-        return torch.from_numpy(parts).view(-1, *x.shape[1:])
+        parts = self.comm.allgather_parts(x.reshape(-1).cpu().numpy(), [n * columns for n in self._sizes])
+        return torch.from_numpy(parts).view(-1, *x.shape[1:]).to(self.device)
 
     def wholes(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         columns = self.gather(torch.stack(vectors, 1))

@@ -21,11 +21,14 @@ from torch import Tensor
 
 from ml2hpc.comm import Communicator
 from ml2hpc.kernels import Library
+from ml2hpc.vec.space import CPU
 from ml2hpc.vec.treesum import TreeSum
 
 _ALIGNMENT = 64  # bytes: of rows and vectors, for the longest vector register
 _ROWS = 128  # a segment of this many rows, if all were as long, takes some 0.1 ms: long against a call
 _CACHE = 2**21  # bytes of rows that torch works on at a time
+_WIDE = 2048  # rows of a segment on a GPU, which one as short would not fill
+_MEMORY = 2**30  # bytes of rows that a GPU works on at a time
 _MOST = 64  # segments, and so ranks that can share a block
 
 Update = tuple[float, float, float, float]
@@ -58,20 +61,30 @@ class SymmetricMatrix:
     """
 
     def __init__(
-        self, comm: Communicator, blocks: Sequence[slice], dtype: torch.dtype, library: Library | None
+        self,
+        comm: Communicator,
+        blocks: Sequence[slice],
+        dtype: torch.dtype,
+        library: Library | None,
+        device: torch.device = CPU,
     ) -> None:
         self.comm = comm
         self.blocks = tuple(blocks)
         self.dtype = dtype
-        self._sweep: Any = library.function("sweep", dtype) if library is not None else None
+        self.device = device
+        on_host = device.type == "cpu"
+        self._sweep: Any = library.function("sweep", dtype) if library is not None and on_host else None
+        self._together = _CACHE if on_host else _MEMORY
         lengths = [_padded(b.stop - b.start, dtype) for b in blocks]
         self._starts = [sum(lengths[:k]) for k in range(len(lengths) + 1)]  # each block begins at a whole vector
         self._segments = [
-            _Segment(k, first, last) for k, b in enumerate(blocks) for first, last in _segments(b.stop - b.start)
+            _Segment(k, first, last)
+            for k, b in enumerate(blocks)
+            for first, last in _segments(b.stop - b.start, _ROWS if on_host else _WIDE)
         ]
         self._sum = TreeSum(comm, [(s.last - s.first) * (s.last + s.first + 1.0) for s in self._segments])
-        self._u, self._w, self._g = (torch.zeros(self._starts[-1], dtype=dtype) for _ in range(3))
-        self._coefficients = torch.zeros(len(blocks), 4, dtype=dtype)
+        self._u, self._w, self._g = (torch.zeros(self._starts[-1], dtype=dtype, device=device) for _ in range(3))
+        self._coefficients = torch.zeros(len(blocks), 4, dtype=dtype, device=CPU)
         self._pending = [False] * len(blocks)
         self._calls: dict[int, list[Any]] = {}  # arguments of the kernel by segment
 
@@ -99,14 +112,14 @@ class SymmetricMatrix:
         self._spread(w, self._w)
         for k, update in enumerate(coefficients):
             if update is not None:
-                self._coefficients[k] = torch.tensor(update, dtype=self.dtype)
+                self._coefficients[k] = torch.tensor(update, dtype=self.dtype, device=CPU)
                 self._pending[k] = True
 
     def product(self, g: Tensor) -> Tensor:
         """Return H g, shape (n,), with the noted update made. Collective."""
         self._spread(g, self._g)
         part = self._compiled if self._sweep is not None else self._plain
-        total = self._sum(part, self._starts[-1], self.dtype)
+        total = self._sum(part, self._starts[-1], self.dtype, self.device)
         self._pending = [False] * len(self.blocks)
         if len(self.blocks) == 1:
             return total[: self.blocks[0].stop]
@@ -123,7 +136,7 @@ class SymmetricMatrix:
             lane = _ALIGNMENT // self.dtype.itemsize
             # An odd number of cache lines from row to row: else neighbouring rows compete for the same places.
             stride = (_padded(segment.last, self.dtype) // lane | 1) * lane
-            segment.rows = torch.zeros(segment.last - segment.first, stride, dtype=self.dtype)
+            segment.rows = torch.zeros(segment.last - segment.first, stride, dtype=self.dtype, device=self.device)
             start = self._starts[segment.block]
             vectors = (v[start:].data_ptr() for v in (self._u, self._w, self._g))
             numbers = (segment.rows.stride(0), segment.first, segment.last)
@@ -146,7 +159,7 @@ class SymmetricMatrix:
         """As many rows at a time as stay in the cache from the update to both products."""
         segment = self._segments[i]
         out.zero_()
-        step = max(_CACHE // self._rows(i)[0].nbytes, 1)
+        step = max(self._together // self._rows(i)[0].nbytes, 1)
         for low in range(segment.first, segment.last, step):
             self._plain_rows(segment, low, min(low + step, segment.last), out)
 
@@ -158,8 +171,9 @@ class SymmetricMatrix:
         if self._pending[segment.block]:
             scale, m11, m12, m22 = self._coefficients[segment.block].tolist()
             columns = torch.stack([self._u[start : start + high], self._w[start : start + high]])
-            middle = torch.tensor([[m11, m12], [m12, m22]], dtype=self.dtype)
-            rows[:, :high].addmm_(columns[:, low:].T @ middle, columns, beta=scale)
+            u, w = columns[:, low:]
+            mixed = torch.stack([m11 * u + m12 * w, m12 * u + m22 * w], 1)  # by numbers: no matrix to copy to a device
+            rows[:, :high].addmm_(mixed, columns, beta=scale)
         left, corner = rows[:, :low], rows[:, low:high].tril()
         mine = g[low:high]
         result[:low] += left.T @ mine
@@ -167,14 +181,14 @@ class SymmetricMatrix:
 
     def state(self) -> dict[str, Any]:
         """Return the triangle by segments and the noted update; complete on rank 0. Collective."""
-        mine = {str(i): self._rows(i)[:, : self._segments[i].last].contiguous().numpy() for i in self._sum.parts}
+        mine = {str(i): self._rows(i)[:, : self._segments[i].last].contiguous().cpu().numpy() for i in self._sum.parts}
         segments: dict[str, Any] = {}
         for part in self.comm.gather(mine) or []:
             segments |= part
         return {
             "segments": segments,
-            "u": self._u.numpy().copy(),
-            "w": self._w.numpy().copy(),
+            "u": self._u.cpu().numpy().copy(),
+            "w": self._w.cpu().numpy().copy(),
             "coefficients": self._coefficients.numpy().copy(),
             "pending": np.array(self._pending),
         }
@@ -182,7 +196,7 @@ class SymmetricMatrix:
     def load(self, state: dict[str, Any]) -> None:
         """Take this rank's segments and the noted update out of a state that every rank has. Not collective."""
         for i in self._sum.parts:
-            self._rows(i)[:, : self._segments[i].last] = torch.from_numpy(state["segments"][str(i)])
+            self._rows(i)[:, : self._segments[i].last].copy_(torch.from_numpy(state["segments"][str(i)]))
         for own, name in ((self._u, "u"), (self._w, "w"), (self._coefficients, "coefficients")):
             own.copy_(torch.from_numpy(state[name]))
         self._pending = [bool(p) for p in state["pending"]]
@@ -194,14 +208,14 @@ def _padded(n: int, dtype: torch.dtype) -> int:
     return -(-n // lane) * lane
 
 
-def _segments(n: int) -> list[tuple[int, int]]:
+def _segments(n: int, rows: int = _ROWS) -> list[tuple[int, int]]:
     """Cut the rows of a triangle where s/S of its area lies above, s = 1..S-1, at multiples of 8 rows.
 
-    S is the power of two closest to n / _ROWS in ratio: neighbouring sizes are cut alike.
+    S is the power of two closest to n / rows in ratio: neighbouring sizes are cut alike.
 
     >>> _segments(300)
     [(0, 208), (208, 300)]
     """
-    count = 1 << min(max(round(math.log2(n / _ROWS)), 0), _MOST.bit_length() - 1)
+    count = 1 << min(max(round(math.log2(n / rows)), 0), _MOST.bit_length() - 1)
     bounds = [8 * round(n * math.sqrt(s / count) / 8) for s in range(count)] + [n]
     return list(pairwise(bounds))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ml2hpc.comm import Communicator
+from ml2hpc.vec.space import CPU
 
 Range = tuple[int, int]
 _Leaf: TypeAlias = tuple[int, int, int]
@@ -68,20 +69,23 @@ class TreeSum:
         rows = {tree: r * self._most + i for r, trees in enumerate(by_rank) for i, tree in enumerate(trees)}
         self._joins: list[tuple[int, int]] = []
         self._root = _join(rows, 0, self.n, self._joins)
-        self._spaces: dict[tuple[int, torch.dtype], _Space] = {}
+        self._spaces: dict[tuple[int, torch.dtype, torch.device], _Space] = {}
 
-    def __call__(self, part: Part, length: int, dtype: torch.dtype) -> Tensor:
+    def __call__(self, part: Part, length: int, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
         """Return sum_i part_i, shape (length,), the same bits on every rank. Collective.
 
         Parameters
         ----------
         part
             `part(i, out)` writes part i over `out`, shape (length,), which starts at a multiple of 64 bytes.
+        device
+            Where the parts are written and added; the ranks' sums go through the host's memory.
         """
-        if (length, dtype) not in self._spaces:
-            self._spaces[length, dtype] = _Space(length, dtype, self._most, self._depth, self.comm.size)
-        space = self._spaces[length, dtype]
-        total = torch.empty(length, dtype=dtype)
+        key = length, dtype, device
+        if key not in self._spaces:
+            self._spaces[key] = _Space(length, dtype, device, self._most, self._depth, self.comm.size)
+        space = self._spaces[key]
+        total = torch.empty(length, dtype=dtype, device=device)
         if self.comm.size == 1:
             _add(part, self._orders[0], [total, *space.partial])
             return total
@@ -93,7 +97,7 @@ class TreeSum:
 
     def _finish(self, space: _Space, columns: slice, total: Tensor) -> None:
         """Add the subtrees of all ranks over some columns. Collective."""
-        send = space.packed[:, columns].contiguous()  # itself where the columns are all
+        send = space.packed[:, columns].contiguous().cpu()  # itself where the columns are all, and on the host
         received = space.received[: self.comm.size * send.numel()].view(-1, send.shape[1])
         self.comm.allgather(send.numpy(), received.numpy().reshape(self.comm.size, *send.shape))
         for left, right in self._joins:
@@ -105,16 +109,16 @@ class TreeSum:
 class _Space:
     """The memory of sums of one length and type, kept from one sum to the next."""
 
-    def __init__(self, length: int, dtype: torch.dtype, rows: int, depth: int, size: int) -> None:
+    def __init__(self, length: int, dtype: torch.dtype, device: torch.device, rows: int, depth: int, size: int) -> None:
         aligned = -(-length * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT // dtype.itemsize
-        self.partial = [torch.empty(length, dtype=dtype) for _ in range(depth)]
+        self.partial = [torch.empty(length, dtype=dtype, device=device) for _ in range(depth)]
         rows *= size > 1  # alone, nothing is sent
         lines = max(_LONGEST // (size * max(rows, 1) * _ALIGNMENT), 1)
         width = lines * (_ALIGNMENT // dtype.itemsize)
         self.slices = [slice(k, min(k + width, aligned)) for k in range(0, aligned, width)]
-        self.packed = torch.zeros(rows, aligned, dtype=dtype)
+        self.packed = torch.zeros(rows, aligned, dtype=dtype, device=device)
         self.send = [row[:length] for row in self.packed]
-        self.received = torch.empty(size * rows * min(width, aligned), dtype=dtype)
+        self.received = torch.empty(size * rows * min(width, aligned), dtype=dtype, device=CPU)
 
 
 def _add(part: Part, order: Sequence[_Leaf], rows: Sequence[Tensor]) -> None:
