@@ -44,13 +44,13 @@ class Simulated(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _run(function, args, kwargs or {})
 
     def tolist(self) -> Any:  # torch has none for subclasses
         return self.host.tolist()
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 class Simulation(TorchDispatchMode):
@@ -89,7 +89,7 @@ class Simulation(TorchDispatchMode):
 
 
 class _Constants(TorchFunctionMode):
-    """Makes `torch.tensor(..., device=DEVICE)` a copy from the host, which it is on a GPU; torch makes it no operation."""
+    """Makes `torch.tensor(..., device=DEVICE)` a copy from the host, as it is on a GPU."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

@@ -30,7 +30,8 @@ def panels(n: int) -> Iterator[tuple[int, int]]:
 def add_square(out: Tensor, j: Tensor, factor: float) -> None:
     """Add factor * j j' to the lower triangle of `out`, shapes (n, points) and (n, n), contiguous. Not collective.
 
-    The symmetric product of BLAS takes half the operations of a matrix product; torch has none, so that a device adds both triangles.
+    The symmetric product of BLAS takes half the operations of a matrix product; torch has none, so on a device
+    both triangles are formed.
     """
     if out.device.type != "cpu":
         out.addmm_(j, j.T, alpha=factor)
