@@ -17,60 +17,14 @@ from ml2hpc import kernels
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.engine import Batch, Engine, Features, Window
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Carried, Index, Operator, partitions
+from ml2hpc.problem.jet import Carried, order
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.network import SLOPE, DenseNetwork
+from ml2hpc.problem.plan import HIGHEST_ORDER, Layer, Plan, plan_of
 from ml2hpc.vec import Layout
 
-_ACTIVATIONS = ("tanh", "sin", "silu", "gelu")  # numbered as in native.c
-_HIGHEST_ORDER = 4
 _TILE_BYTES = 48 * 1024  # jets of one layer and strip: two or three tiles stay in the second-level cache
 _ALIGNMENT = 64
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("inputs", "outputs", "residual", "weight", "bias")]
-
-
-class _Term(ctypes.Structure):
-    _fields_ = [
-        ("jet", ctypes.c_int64),
-        ("degree", ctypes.c_int64),
-        ("of", ctypes.c_int64 * _HIGHEST_ORDER),
-        ("factor", ctypes.c_double),
-    ]
-
-
-class _Plan(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("hidden", "jets", "order", "activation", "residual")),
-        *((name, ctypes.c_int64) for name in ("first", "last", "start", "stop", "strip", "threads", "terms")),
-        ("layer", ctypes.POINTER(_Layer)),
-        ("term", ctypes.POINTER(_Term)),
-    ]
-
-
-def terms_of(carried: tuple[Carried, ...]) -> list[tuple[int, tuple[int, ...], float]]:
-    """Return the nonlinear part of a jet through sigma: (place, places of the factors, multiplicity) per term.
-
-    >>> terms_of(((), (0,), (0, 0)))
-    [(2, (1, 1), 1.0)]
-    """
-    place = {c: j for j, c in enumerate(carried)}
-    found: list[tuple[int, tuple[int, ...], float]] = []
-
-    def add(j: int, index: Index, factor: float) -> None:
-        for blocks, times in partitions(index):
-            if len(blocks) > 1:
-                found.append((j, tuple(place[b] for b in blocks), factor * times))
-
-    for c, j in place.items():
-        if isinstance(c, Operator):
-            for index, factor in c.terms:
-                add(j, index, factor)
-        else:
-            add(j, c, 1.0)
-    return found
 
 
 class CompiledBatch(Batch):
@@ -135,9 +89,9 @@ class CompiledEngine(Engine[CompiledBatch]):
             )
         if not isinstance(network, DenseNetwork):
             raise UnsupportedError("the compiled engine propagates dense networks only; use -pinn_engine autograd")
-        if any(len(i) > _HIGHEST_ORDER for i in self.indices if not isinstance(i, Operator)):
+        if max(map(order, self.indices)) > HIGHEST_ORDER:
             raise UnsupportedError(
-                f"the compiled engine carries derivatives up to order {_HIGHEST_ORDER}; use -pinn_engine autograd"
+                f"the compiled engine carries derivatives up to order {HIGHEST_ORDER}; use -pinn_engine autograd"
             )
         self.description = f"compiled ({library.instruction_set})"
         self._dtype = layout.flatten(network).dtype
@@ -168,35 +122,27 @@ class CompiledEngine(Engine[CompiledBatch]):
         self._reverse = take("reverse", [pointer] * 4 + [long] + [pointer] * 5)
         self._rows = take("rows", [pointer, pointer, pointer, long, pointer, pointer, pointer, pointer])
 
-    def _describe(self) -> _Plan:
+    def _describe(self) -> Plan:
         stack, plain = self.network.stack, self._plain
-        self._layer_table = (_Layer * len(stack))(
+        table = (Layer * len(stack))(
             *(
-                _Layer(m.weight.shape[1], m.weight.shape[0], m.residual, w, b)
+                Layer(m.weight.shape[1], m.weight.shape[0], m.residual, w, b)
                 for m, (w, b) in zip(stack, plain.places, strict=True)
             )
         )
-        found = terms_of(self.indices)
-        self._term_table = (_Term * max(len(found), 1))(
-            *(_Term(j, len(of), (ctypes.c_int64 * _HIGHEST_ORDER)(*of), factor) for j, of, factor in found)
+        plan = plan_of(
+            self.indices,
+            self.network.options.activation,
+            hidden=len(stack) - 1,
+            residual=any(m.residual for m in stack),
+            first=self.window.first,
+            last=self.window.last,
+            start=plain.start,
+            stop=plain.stop,
+            threads=torch.get_num_threads(),
         )
-        order = max(2 if isinstance(i, Operator) else len(i) for i in self.indices)
-        return _Plan(
-            len(stack) - 1,
-            len(self.indices),
-            order,
-            _ACTIVATIONS.index(self.network.options.activation),
-            any(m.residual for m in stack),
-            self.window.first,
-            self.window.last,
-            plain.start,
-            plain.stop,
-            0,
-            torch.get_num_threads(),
-            len(found),
-            self._layer_table,
-            self._term_table,
-        )
+        plan.layer = table
+        return plan
 
     def batch(self, x: Tensor) -> CompiledBatch:
         jets = self.feature_jets(x).to(self._dtype).contiguous()

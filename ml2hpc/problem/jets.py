@@ -18,7 +18,7 @@ An adaptive slope k is folded into the weights, k (W y + b) = (k W) y + (k b), w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,7 @@ class JetBatch(Batch):
         self.below: Tensor | None = None  # (width, jets * n), once frozen
 
 
-class _Jets:
+class JetBuffer:
     """A buffer of jets (width, jets, n) with its views: as one matrix, jet by jet, and all but the value."""
 
     def __init__(self, width: int, jets: int, n: int, like: Tensor) -> None:
@@ -55,27 +55,27 @@ class _Jets:
         self.slopes = self.all[:, 1:]
 
 
-class _Hidden:
+class Hidden:
     """What a hidden layer keeps for the reverse pass: jets of z and y = sigma(z); sigma' and sigma'', (width, n)."""
 
     def __init__(self, width: int, jets: int, n: int, like: Tensor) -> None:
-        self.z, self.y = (_Jets(width, jets, n, like) for _ in range(2))
+        self.z, self.y = (JetBuffer(width, jets, n, like) for _ in range(2))
         self.first, self.second = (like.new_zeros(width, n) for _ in range(2))
         self.first_of_all = self.first[:, None]  # broadcasts over the jets
         self.sigmas: list[Tensor] = []  # sigma, sigma', ..., where the order is above 2
 
 
-class _Workspace:
+class Workspace:
     """Buffers for one batch length, made once: on small networks a view costs as much as the work on it."""
 
-    def __init__(self, layers: int, width: int, jets: int, n: int, like: Tensor) -> None:
-        self.hidden = [_Hidden(width, jets, n, like) for _ in range(layers)]
-        self.g, self.gz = (_Jets(width, jets, n, like) for _ in range(2))
+    def __init__(self, hidden: Sequence[Hidden], width: int, jets: int, n: int, like: Tensor) -> None:
+        self.hidden = hidden
+        self.g, self.gz = (JetBuffer(width, jets, n, like) for _ in range(2))
         self.slopes, self.squares, self.part = (like.new_zeros(width, n) for _ in range(3))
 
 
 @dataclass(frozen=True)
-class _Layer:
+class LayerMatrices:
     """A layer's matrices and where its parameters are in the flat vector."""
 
     weight: Tensor  # (out, in), k W
@@ -116,8 +116,8 @@ class JetsEngine(Engine[JetBatch]):
             )
         # (place of the second derivative or operator, of the two first derivatives, factor of their product)
         self._seconds = [(p.place, i, k, c) for p in self.chain.parts if p.m == 2 for c, (i, k) in p.products]
-        self._spaces: dict[int, _Workspace] = {}
-        self._layers: list[_Layer] = []  # of the latest forward
+        self._spaces: dict[int, Workspace] = {}
+        self._layers: list[LayerMatrices] = []  # of the latest forward
 
     @property
     def _hidden(self) -> int:
@@ -162,7 +162,7 @@ class JetsEngine(Engine[JetBatch]):
         if first < hidden:
             torch.mm(layers[hidden].weight.T, cotangent.reshape(len(cotangent), -1), out=g)
         for k in range(hidden - 1, first - 1, -1):
-            self._activation_reverse(space.hidden[k], space)
+            self._neurons_reverse(space.hidden[k], space)
             yield k, gz.all
             if k > first and layers[k].residual:
                 g.addmm_(layers[k].weight.T, gz.matrix)
@@ -225,7 +225,7 @@ class JetsEngine(Engine[JetBatch]):
         """The jets that enter layer k, (in, jets * n), as the latest forward left them."""
         return self._entering(batch) if k == self.window.first else self._space(batch).hidden[k - 1].y.matrix
 
-    def _matrices(self, parameters: Tensor) -> list[_Layer]:
+    def _matrices(self, parameters: Tensor) -> list[LayerMatrices]:
         """The layers' matrices; views of `parameters` unless a slope is folded in."""
         views = self.layout.views(parameters)
         found = []
@@ -235,28 +235,38 @@ class JetsEngine(Engine[JetBatch]):
             if module.slope is not None:
                 slope = SLOPE * views[f"layers.{k}.slope"]
                 weight, bias = slope * weight, slope * bias
-            found.append(_Layer(weight, bias[:, None], plain, slope, module.residual, self.layout.layers[k].start))
+            found.append(
+                LayerMatrices(weight, bias[:, None], plain, slope, module.residual, self.layout.layers[k].start)
+            )
         return found
 
-    def _space(self, batch: JetBatch) -> _Workspace:
+    def _space(self, batch: JetBatch) -> Workspace:
         n = batch.x.shape[1]
         if n not in self._spaces:
-            width = self.network.options.width
-            self._spaces[n] = _Workspace(self._hidden, width, len(self.indices), n, batch.x)
+            width, jets = self.network.options.width, len(self.indices)
+            hidden = [self._memory(width, jets, n, batch.x) for _ in range(self._hidden)]
+            self._spaces[n] = Workspace(hidden, width, jets, n, batch.x)
         return self._spaces[n]
 
-    def _propagate(self, layers: list[_Layer], y: Tensor, first: int, last: int, space: _Workspace) -> Tensor:
+    def _memory(self, width: int, jets: int, n: int, like: Tensor) -> Hidden:
+        return Hidden(width, jets, n, like)
+
+    def _propagate(self, layers: list[LayerMatrices], y: Tensor, first: int, last: int, space: Workspace) -> Tensor:
         """Carry jets y (features, jets * n) through hidden layers first..last-1; keep what the reverse pass needs."""
         for layer, kept in zip(layers[first:last], space.hidden[first:last], strict=True):
             torch.mm(layer.weight, y, out=kept.z.matrix)
-            kept.z.each[0].add_(layer.bias)
-            self._activation(kept, space)
-            if layer.residual:
-                kept.y.matrix.add_(y)
+            self._neurons(layer, kept, y, space)
             y = kept.y.matrix
         return y
 
-    def _activation(self, kept: _Hidden, space: _Workspace) -> None:
+    def _neurons(self, layer: LayerMatrices, kept: Hidden, y: Tensor, space: Workspace) -> None:
+        """Turn W y into what is kept of a layer, its output included."""
+        kept.z.each[0].add_(layer.bias)
+        self._activation(kept, space)
+        if layer.residual:
+            kept.y.matrix.add_(y)
+
+    def _activation(self, kept: Hidden, space: Workspace) -> None:
         z, y = kept.z.each, kept.y.each
         if self.chain.order > 2:
             kept.sigmas = self.network.activation.derivatives(z[0], self.chain.order + 1)
@@ -268,7 +278,7 @@ class JetsEngine(Engine[JetBatch]):
         for ik, i, k, c in self._seconds:
             y[ik].addcmul_(torch.mul(z[i], z[k], out=space.part), kept.second, value=c)
 
-    def _sigmas(self, kept: _Hidden, space: _Workspace) -> list[Tensor]:
+    def _sigmas(self, kept: Hidden, space: Workspace) -> list[Tensor]:
         """sigma, sigma', ... at a hidden layer, one order above the chain's; sigma itself is not used."""
         if self.chain.order > 2:
             return kept.sigmas
@@ -276,7 +286,8 @@ class JetsEngine(Engine[JetBatch]):
             self.network.activation.third(kept.z.each[0], kept.first, space.part)
         return [kept.y.each[0], kept.first, kept.second, space.part]
 
-    def _activation_reverse(self, kept: _Hidden, space: _Workspace) -> None:
+    def _neurons_reverse(self, kept: Hidden, space: Workspace) -> None:
+        """Write the cotangent of z, `space.gz`, from that of sigma(z), `space.g`."""
         if self.chain.order > 2:
             self.chain.pull_back(kept.sigmas, kept.z.all, space.g.all, space.gz.all)
             return
@@ -291,7 +302,7 @@ class JetsEngine(Engine[JetBatch]):
         if self._seconds:
             self._curvature_reverse(kept, space)
 
-    def _curvature_reverse(self, kept: _Hidden, space: _Workspace) -> None:
+    def _curvature_reverse(self, kept: Hidden, space: Workspace) -> None:
         """Add the parts that come from sigma'' z_i z_k to the cotangents of z and of its first derivatives."""
         z, g, gz, part = kept.z.each, space.g.each, space.gz.each, space.part
         space.squares.zero_()
@@ -304,7 +315,7 @@ class JetsEngine(Engine[JetBatch]):
         self.network.activation.third(z[0], kept.first, part)
         gz[0].addcmul_(part, space.squares)
 
-    def _parameter_gradient(self, layer: _Layer, gz: Tensor, below: Tensor, out: Tensor) -> None:
+    def _parameter_gradient(self, layer: LayerMatrices, gz: Tensor, below: Tensor, out: Tensor) -> None:
         """Write dW, db and, with an adaptive slope, da into `out` from cotangents gz (out, jets, n)."""
         weight, bias, slope = layer.pieces(out, self.window.start)
         torch.mm(gz.reshape(len(gz), -1), below.T, out=weight)
@@ -316,7 +327,7 @@ class JetsEngine(Engine[JetBatch]):
             weight.mul_(layer.slope)
             bias.mul_(layer.slope)
 
-    def _parameter_rows(self, layer: _Layer, gz: Tensor, below: Tensor, out: Tensor) -> None:
+    def _parameter_rows(self, layer: LayerMatrices, gz: Tensor, below: Tensor, out: Tensor) -> None:
         """Write the same point by point into `out` (window, n): dW = sum over jets of gz y."""
         weight, bias, slope = layer.pieces(out, self.window.start)
         y = below.view(len(below), gz.shape[1], -1).unbind(1)
@@ -337,7 +348,7 @@ class JetsEngine(Engine[JetBatch]):
 
     # The same jets as a graph, for second derivatives in the parameters. ------------------------------------------
 
-    def _affine(self, layer: _Layer, y: Tensor) -> Tensor:
+    def _affine(self, layer: LayerMatrices, y: Tensor) -> Tensor:
         """The jet of k (W y + b), (out, jets, n), from jets y (in, jets * n)."""
         z = torch.mm(layer.weight, y).view(len(layer.weight), len(self.indices), -1)
         return torch.cat([z[:, :1] + layer.bias[:, None], z[:, 1:]], 1)

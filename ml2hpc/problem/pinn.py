@@ -21,6 +21,7 @@ from ml2hpc.problem import guard
 from ml2hpc.problem.ansatz import Term, Trial, residuals
 from ml2hpc.problem.autograd import AutogradEngine
 from ml2hpc.problem.compiled import CompiledEngine
+from ml2hpc.problem.device import DeviceEngine
 from ml2hpc.problem.engine import Batch, Engine, Window
 from ml2hpc.problem.gram import add_square, panels
 from ml2hpc.problem.interface import Block, Cost, Linearization, LinearizedCost, Problem, Restriction, slices
@@ -29,7 +30,12 @@ from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.pde import PDE
 from ml2hpc.vec import CPU, Layout, Replicated, TreeSum
 
-ENGINES: dict[str, type[Engine[Any]]] = {"compiled": CompiledEngine, "jets": JetsEngine, "autograd": AutogradEngine}
+ENGINES: dict[str, type[Engine[Any]]] = {
+    "compiled": CompiledEngine,
+    "device": DeviceEngine,
+    "jets": JetsEngine,
+    "autograd": AutogradEngine,
+}
 FASTEST: Literal["compiled", "jets"] = "compiled" if kernels.built() else "jets"
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from ml2hpc import kernels
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.autograd import AutogradEngine
-from ml2hpc.problem.compiled import CompiledEngine, terms_of
+from ml2hpc.problem.compiled import CompiledEngine
 from ml2hpc.problem.engine import Engine, Window
 from ml2hpc.problem.jet import Index, Operator
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.network import DenseNetwork, NetworkOptions
+from ml2hpc.problem.plan import terms_of
 from ml2hpc.vec import Layout
 from tests.problem.small import perturbed, random, relative
 from tests.problem.test_engines import ALL, WINDOWS, evaluate, features, network_of, points

@@ -1,0 +1,116 @@
+"""Engine `device`: jets of dense networks by large products and one fused kernel per layer and direction.
+
+What the engine `jets` does with many small operations on an activation and its derivatives, one kernel does in
+registers. Products are torch's; buffers keep their places from one evaluation to the next, so that a chunk's
+evaluation can be recorded once and replayed. On the CPU the same engine runs on the kernels of the C library.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ml2hpc.errors import UnsupportedError
+from ml2hpc.problem.engine import Batch, Engine, Features, Window
+from ml2hpc.problem.interface import Cost
+from ml2hpc.problem.jet import Carried
+from ml2hpc.problem.jets import Hidden, JetBatch, JetsEngine, LayerMatrices, Workspace
+from ml2hpc.problem.network import DenseNetwork
+from ml2hpc.problem.neurons import WHOLE, neurons_on
+from ml2hpc.vec import Layout
+
+
+class DeviceBatch(Batch):
+    """Points, and the same filled up to whole vectors by copies of the last one, whose cotangents are zero."""
+
+    def __init__(self, x: Tensor, filled: JetBatch) -> None:
+        super().__init__(x)
+        self.filled = filled
+
+
+class _Kept(Hidden):
+    """Jets of z with sigma's first plane in place of the value; its other planes, (width, planes, n)."""
+
+    def __init__(self, width: int, jets: int, n: int, planes: int, like: Tensor) -> None:
+        super().__init__(width, jets, n, like)
+        self.more = like.new_zeros(width, planes, n)
+
+
+class _FusedEngine(JetsEngine):
+    """The engine `jets` with its neurons in kernels, for whole vectors of points; no tangents."""
+
+    def __init__(
+        self, network: nn.Module, layout: Layout, features: Features, indices: tuple[Carried, ...], window: Window
+    ) -> None:
+        super().__init__(network, layout, features, indices, window)
+        parameter = next(self.network.parameters())
+        activation = self.network.options.activation
+        self.kernels = neurons_on(parameter.device, self.indices, activation, parameter.dtype)
+
+    def _memory(self, width: int, jets: int, n: int, like: Tensor) -> Hidden:
+        return _Kept(width, jets, n, self.kernels.planes, like)
+
+    def _neurons(self, layer: LayerMatrices, kept: Hidden, y: Tensor, space: Workspace) -> None:
+        assert isinstance(kept, _Kept)
+        below = y if layer.residual else None
+        self.kernels.forward(layer.bias, kept.z.all, kept.more, kept.y.all, below)
+
+    def _neurons_reverse(self, kept: Hidden, space: Workspace) -> None:
+        assert isinstance(kept, _Kept)
+        self.kernels.reverse(kept.z.all, kept.more, space.g.all, space.gz.all)
+
+
+class DeviceEngine(Engine[DeviceBatch]):
+    """Jets of a `DenseNetwork` up to order 4, where its parameters are.
+
+    Attributes
+    ----------
+    description
+        The engine with its device, for views.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layout: Layout,
+        features: Features,
+        indices: tuple[Carried, ...],
+        window: Window | None = None,
+    ) -> None:
+        super().__init__(network, layout, features, indices, window)
+        if not isinstance(network, DenseNetwork):
+            raise UnsupportedError("the device engine propagates dense networks only; use -pinn_engine autograd")
+        self._fused = _FusedEngine(network, layout, features, indices, self.window)
+        self._jets = JetsEngine(network, layout, features, indices, window)  # keeps z itself, which tangents need
+        self.description = f"device ({self._fused.kernels.description})"
+
+    def batch(self, x: Tensor) -> DeviceBatch:
+        return DeviceBatch(x, self._fused.batch(torch.cat([x, x[:, -1:].expand(-1, -x.shape[1] % WHOLE)], 1)))
+
+    def freeze(self, parameters: Tensor, batch: DeviceBatch) -> None:
+        self._fused.freeze(parameters, batch.filled)
+
+    def forward(self, parameters: Tensor, batch: DeviceBatch, *, reverse: bool) -> Tensor:
+        return self._fused.forward(parameters, batch.filled, reverse=reverse)[:, :, : batch.x.shape[1]]
+
+    def reverse(self, parameters: Tensor, batch: DeviceBatch, cotangent: Tensor, out: Tensor) -> None:
+        self._fused.reverse(parameters, batch.filled, self._fill(batch, cotangent), out)
+
+    def rows(self, parameters: Tensor, batch: DeviceBatch, cotangent: Tensor, out: Tensor) -> None:
+        whole = out.new_empty(len(out), batch.filled.x.shape[1])
+        self._fused.rows(parameters, batch.filled, self._fill(batch, cotangent), whole)
+        out.copy_(whole[:, : batch.x.shape[1]])
+
+    def tangent(self, parameters: Tensor, direction: Tensor, batch: DeviceBatch) -> Tensor:
+        return self._jets.tangent(parameters, direction, batch.filled)[:, :, : batch.x.shape[1]]
+
+    def differentiable(self, parameters: Tensor, batch: DeviceBatch) -> Tensor:
+        return self._jets.differentiable(parameters, batch.filled)[:, :, : batch.x.shape[1]]
+
+    def cost(self) -> Cost:
+        return self._jets.cost()
+
+    @staticmethod
+    def _fill(batch: DeviceBatch, cotangent: Tensor) -> Tensor:
+        return pad(cotangent, (0, batch.filled.x.shape[1] - batch.x.shape[1]))

@@ -1,0 +1,83 @@
+"""What compiled kernels are told of a network: the structures of `ml2hpc/kernels/plan.h`, and the terms of a jet."""
+
+from __future__ import annotations
+
+import ctypes
+
+from ml2hpc.problem.jet import Carried, Index, Operator, order, partitions
+
+ACTIVATIONS = ("tanh", "sin", "silu", "gelu")  # numbered as in plan.h
+HIGHEST_ORDER = 4
+
+JetTerm = tuple[int, tuple[int, ...], float]
+"""Of a jet through sigma: its place, the places of the factors, their multiplicity."""
+
+
+class Layer(ctypes.Structure):
+    """Sizes and places of one layer."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("inputs", "outputs", "residual", "weight", "bias")]
+
+
+class Term(ctypes.Structure):
+    """jet += factor * sigma^(degree) * product of the jets `of`."""
+
+    _fields_ = [
+        ("jet", ctypes.c_int64),
+        ("degree", ctypes.c_int64),
+        ("of", ctypes.c_int64 * HIGHEST_ORDER),
+        ("factor", ctypes.c_double),
+    ]
+
+
+class Plan(ctypes.Structure):
+    """A network, its jets and its window; fields that are not given are zero."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("hidden", "jets", "order", "activation", "residual")),
+        *((name, ctypes.c_int64) for name in ("first", "last", "start", "stop", "strip", "threads", "terms")),
+        ("layer", ctypes.POINTER(Layer)),
+        ("term", ctypes.POINTER(Term)),
+    ]
+
+
+def terms_of(carried: tuple[Carried, ...]) -> list[JetTerm]:
+    """Return the nonlinear part of a jet through sigma: (place, places of the factors, multiplicity) per term.
+
+    >>> terms_of(((), (0,), (0, 0)))
+    [(2, (1, 1), 1.0)]
+    """
+    place = {c: j for j, c in enumerate(carried)}
+    found: list[JetTerm] = []
+
+    def add(j: int, index: Index, factor: float) -> None:
+        for blocks, times in partitions(index):
+            if len(blocks) > 1:
+                found.append((j, tuple(place[b] for b in blocks), factor * times))
+
+    for c, j in place.items():
+        if isinstance(c, Operator):
+            for index, factor in c.terms:
+                add(j, index, factor)
+        else:
+            add(j, c, 1.0)
+    return found
+
+
+def plan_of(carried: tuple[Carried, ...], activation: str, **others: int) -> Plan:
+    """Return the plan of jets through an activation; `others` are further fields by name.
+
+    The structure keeps its table of terms alive.
+    """
+    found = terms_of(carried)
+    table = (Term * max(len(found), 1))(
+        *(Term(j, len(of), (ctypes.c_int64 * HIGHEST_ORDER)(*of), factor) for j, of, factor in found)
+    )
+    return Plan(
+        jets=len(carried),
+        order=max(map(order, carried)),
+        activation=ACTIVATIONS.index(activation),
+        terms=len(found),
+        term=table,
+        **others,
+    )
