@@ -23,6 +23,7 @@ from ml2hpc.apps.pinn import build, reference_at
 from ml2hpc.errors import FileError, OptionsError, UserError
 from ml2hpc.io import store
 from ml2hpc.options import Database
+from ml2hpc.problem.pinn import FASTEST
 
 Array = NDArray[np.float64]
 USAGE = "usage: python -m ml2hpc.apps.evaluate run.h5 points.csv values.csv"
@@ -70,7 +71,8 @@ def evaluate(run: Path, points: Path, values: Path) -> tuple[int, float | None]:
     configuration = tree["configuration"]
     if configuration.get("app") != "pinn":
         raise FileError(f"{run}: is the output of {configuration.get('app')!r}, not of pinn")
-    options = configuration["options"]
+    # Any engine has values, and the run's own may not be at hand here.
+    options = configuration["options"] | {"pinn_engine": FASTEST}
     dtype = getattr(torch, options["dtype"])
     pde, _, model, x = build(Database.from_dict(options), dtype, int(options["seed"]))
     saved = tree["checkpoint"]["parameters"]

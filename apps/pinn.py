@@ -44,6 +44,10 @@ with weights of your own, or weights that balance the terms' gradients:
     python -m ml2hpc.apps.pinn -pinn_conditions soft -pinn_weights "t0_value=100,x0_value=10"
     python -m ml2hpc.apps.pinn -pinn_conditions soft -pinn_adaptive_weights gradient -pinn_adaptive_weights_interval 20
 
+On a GPU, everything in its memory; ranks share the GPUs of a node in turn:
+
+    python -m ml2hpc.apps.pinn -device cuda -snes_type qn -snes_qn_type ssbroyden -snes_view
+
 Go on from a file, for twice as many iterations; look at the result:
 
     mpirun -n 4 python -m ml2hpc.apps.pinn -restart run.h5 -snes_max_it 200
@@ -62,7 +66,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ml2hpc.errors import UserError
+from ml2hpc.errors import OptionsError, UserError
 from ml2hpc.io import xdmf
 from ml2hpc.log.work import MEASURES
 from ml2hpc.options import Database, option
@@ -75,7 +79,7 @@ from ml2hpc.problem.pde import PDE
 from ml2hpc.problem.pinn import FASTEST, Model, PinnProblem
 from ml2hpc.run import Run
 from ml2hpc.snes import SNES, Point
-from ml2hpc.vec import Layout
+from ml2hpc.vec import CPU, Layout
 
 Tree = dict[str, Any]
 Array = NDArray[np.float64]
@@ -90,6 +94,8 @@ TREE: dict[str, Any] = {
     "npc_sub_snes_qn_type": "ssbroyden",
     "npc_sub_snes_max_it": 5,
 }
+# A GPU wants all points at once: 2^17 of them on 20 neurons fill it, and the jets of 8 layers take some 2 GB.
+ON_GPU: dict[str, Any] = {"engine": "device", "chunk": 2**17}
 ALWAYS: dict[str, Any] = {"snes_stol": 0.0}  # a short step is no sign of a minimum here
 GRID = {1: (1001,), 2: (256, 101), 3: (48, 48, 25), 4: (20, 20, 20, 11)}  # points of the solution in run.h5
 
@@ -106,10 +112,17 @@ class PinnOptions:
     )
     conditions: Literal["hard", "soft"] = option("hard", "impose conditions by construction, or in the loss")
     condition_weight: float = option(1.0, "factor of all soft conditions in the loss", above=0.0)
-    engine: Literal["compiled", "jets", "autograd"] = option(
-        FASTEST, "how derivatives in the coordinates are computed; compiled where the package was built with a compiler"
+    engine: Literal["compiled", "device", "jets", "autograd"] = option(
+        FASTEST,
+        "how derivatives in the coordinates are computed; compiled where the package was built with a compiler, device "
+        "with -device cuda",
     )
-    chunk: int = option(1250, "points evaluated at a time, the grain of the split over ranks", at_least=1)
+    # Jets of 1250 points stay in a processor's cache.
+    chunk: int = option(
+        1250, "points evaluated at a time, the grain of the split over ranks; 131072 with -device cuda", at_least=1
+    )
+    # Hundreds of small operations cost a GPU more to start than to do.
+    graph: bool = option(True, "with -device cuda or the engine device, record a chunk's evaluation once and replay it")
     weights: str = option("", "weights of single terms of the loss in place of their own, as name=weight,name=weight")
     adaptive_weights: Literal["none", "gradient"] = option(
         "none", "balance the conditions' weights by the norms of the terms' gradients"
@@ -132,9 +145,15 @@ class PinnOptions:
     error_interval: int = option(10, "iterations between two errors in the history; 0 is at the end only", at_least=0)
 
 
-def build(database: Database, dtype: torch.dtype, seed: int) -> tuple[PDE, PinnOptions, Model, Tensor]:
+def build(
+    database: Database, dtype: torch.dtype, seed: int, device: torch.device = CPU
+) -> tuple[PDE, PinnOptions, Model, Tensor]:
     """Return equation, options, model and first parameters (n,) as the options say. Not collective."""
-    options = database.read(PinnOptions, stem="pinn_", title="Physics-informed network (PINN)")
+    on_host = device.type == "cpu"
+    title = "Physics-informed network (PINN)"
+    options = database.read(PinnOptions, stem="pinn_", title=title, defaults={} if on_host else ON_GPU)
+    if options.engine == "compiled" and not on_host:
+        raise OptionsError("-pinn_engine compiled: it computes on the CPU; with -device cuda use device or jets")
     net = database.read(NetworkOptions, stem="net_", title="Network")
     pde = equation(options.problem, "-pinn_problem")
     pde.hard = options.conditions == "hard"
@@ -142,9 +161,10 @@ def build(database: Database, dtype: torch.dtype, seed: int) -> tuple[PDE, PinnO
     if net.fourier_modes:
         features = FourierFeatures(pde.features, inputs, net, seed, dtype)
         pde.features, inputs = features, 2 * net.fourier_modes  # type: ignore[method-assign]
-    network = DenseNetwork(inputs, len(pde.fields), net, seed, dtype)
+    network = DenseNetwork(inputs, len(pde.fields), net, seed, dtype).to(device)
     layout = Layout(network)
-    model = Model(pde, network, layout, options.engine, dtype, options.chunk)
+    graph = options.graph and (options.engine == "device" or not on_host)
+    model = Model(pde, network, layout, options.engine, dtype, options.chunk, device, graph)
     return pde, options, model, layout.flatten(network)
 
 
@@ -262,7 +282,7 @@ def _weights(o: PinnOptions) -> str:
 def main(argv: list[str]) -> None:
     """Run the app on all ranks."""
     run = Run("pinn", argv)
-    pde, options, model, x = build(run.database, run.dtype, run.options.seed)
+    pde, options, model, x = build(run.database, run.dtype, run.options.seed, run.device)
     solver = run.solver(TREE, ALWAYS)
     run.ready(solver)
     run.canonical["pinn_problem"] = canonical(options.problem)
@@ -276,7 +296,7 @@ def main(argv: list[str]) -> None:
         dtype=run.dtype,
         weight=options.condition_weight,
     )
-    terms = weighted(terms, options.weights)
+    terms = [term.to(run.device) for term in weighted(terms, options.weights)]
     problem = PinnProblem(run.comm, model, terms)
     adaptation = adapted(problem, options, run.options.seed)
     solution = Solution(run, pde, model)

@@ -3,8 +3,8 @@
     forward    z <- what is kept of sigma at z + b,  y <- jets of sigma(z + b) (+ below)
     reverse    gz <- cotangents of z's jets from those of sigma's, g
 
-Jets are (width, jets, n) with n whole vectors; `more` is (width, planes, n). Of sigma's planes the first takes the place
-of z's value; how many others there are depends on the activation.
+Jets are (width, jets, n) with n whole vectors; `more` is (width, planes, n). Of sigma's planes the first takes the
+place of z's value; how many others there are depends on the activation.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from ml2hpc.problem.compiled import CompiledEngine
 from ml2hpc.problem.device import DeviceEngine
 from ml2hpc.problem.engine import Batch, Engine, Window
 from ml2hpc.problem.gram import add_square, panels
+from ml2hpc.problem.graph import Recorded
 from ml2hpc.problem.interface import Block, Cost, Linearization, LinearizedCost, Problem, Restriction, slices
 from ml2hpc.problem.jet import Carried, Points
 from ml2hpc.problem.jets import JetsEngine
@@ -72,6 +73,7 @@ class _Evaluation:
         self.cost = _total(cost, terms)
         self._sum = TreeSum(comm, costs)
         self._chunks = {i: self._chunk(i) for i in self._sum.parts}
+        self._recorded: dict[int, Recorded] = {}  # loss and gradient by chunk
 
     def _engine(self, indices: tuple[Carried, ...]) -> Engine[Any]:
         if indices not in self._engines:
@@ -116,17 +118,34 @@ class _Evaluation:
         n = self.window.stop - self.window.start
 
         def part(i: int, out: Tensor) -> None:
-            chunk = self._chunks[i]
-            # Only the residual is differentiated by autograd; trial function and network have their own reverse passes.
-            u = chunk.trial.jets(chunk.engine.forward(parameters, chunk.batch, reverse=True)).requires_grad_()
-            loss = self._loss(chunk, u)
-            (cotangent,) = torch.autograd.grad(loss, u)
-            chunk.engine.reverse(parameters, chunk.batch, chunk.trial.pull_back(cotangent), out[:n])
-            out[n:].zero_()
-            out[n + chunk.number] = loss.detach()
+            if not self._model.graph:
+                self._loss_and_gradient(self._chunks[i], parameters, out)
+                return
+            if i not in self._recorded:
+                self._recorded[i] = self._record(self._chunks[i], parameters, out)
+            self._recorded[i](parameters, out)
 
         packed = self._sum(part, n + len(self._terms), parameters.dtype, parameters.device)
         return packed[n:], packed[:n]
+
+    def _record(self, chunk: _Chunk, parameters: Tensor, out: Tensor) -> Recorded:
+        def refused(error: Exception) -> None:
+            if self._sum.comm.rank == 0:
+                why = str(error).splitlines()[0]
+                print(f"{chunk.name} cannot be recorded for the GPU and runs step by step: {why}", flush=True)
+
+        return Recorded(partial(self._loss_and_gradient, chunk), parameters, out, refused)
+
+    def _loss_and_gradient(self, chunk: _Chunk, parameters: Tensor, out: Tensor) -> None:
+        """Write one chunk's gradient over the window, then the terms' losses, over `out`."""
+        n = self.window.stop - self.window.start
+        # Only the residual is differentiated by autograd; trial function and network have their own reverse passes.
+        u = chunk.trial.jets(chunk.engine.forward(parameters, chunk.batch, reverse=True)).requires_grad_()
+        loss = self._loss(chunk, u)
+        (cotangent,) = torch.autograd.grad(loss, u)
+        chunk.engine.reverse(parameters, chunk.batch, chunk.trial.pull_back(cotangent), out[:n])
+        out[n:].zero_()
+        out[n + chunk.number] = loss.detach()
 
     def hessian_action(self, parameters: Tensor, v: Tensor) -> Tensor:
         """Return the Hessian over the window times v, both of shape (window.stop - window.start,)."""
@@ -307,6 +326,8 @@ class Model:
         Points evaluated at a time: small enough for the cache, large enough for the products.
     device
         Where parameters, points and jets are.
+    graph
+        Whether a chunk's loss and gradient are recorded and replayed.
     """
 
     pde: PDE
@@ -316,6 +337,7 @@ class Model:
     dtype: torch.dtype
     chunk: int
     device: torch.device = CPU
+    graph: bool = False
 
     def engine(self, indices: tuple[Carried, ...], window: Window | None = None) -> Engine[Any]:
         """Return the engine for some derivatives and layers."""
@@ -403,9 +425,12 @@ class PinnProblem(Problem):
 
     def view(self) -> list[str]:
         engine = self.model.engine(self.loss_terms[0].indices)
-        name = getattr(engine, "description", self.model.engine_name)  # an engine may tell more than its name
+        where = "" if self.model.device.type == "cpu" else f" on {self.model.device}"
+        # An engine may tell more than its name.
+        name = getattr(engine, "description", f"{self.model.engine_name}{where}")
         points = ", ".join(f"{t.n} {t.name}" for t in self.loss_terms)
-        return [f"engine {name}, chunks of {self.model.chunk} points", f"points: {points}"]
+        how = ", recorded" if self.model.graph else ""
+        return [f"engine {name}, chunks of {self.model.chunk} points{how}", f"points: {points}"]
 
     def terms(self, x: Tensor) -> dict[str, float]:
         losses = self._evaluation.losses(x)

@@ -74,5 +74,5 @@ def test_a_refusal_of_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
             return 209
 
     monkeypatch.setattr(cuda, "driver", Broken)
-    with pytest.raises(RuntimeError, match="cuModuleLoadData.*209"):
+    with pytest.raises(RuntimeError, match=r"cuModuleLoadData.*209"):
         cuda.Module(b"")
