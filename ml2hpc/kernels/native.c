@@ -16,6 +16,10 @@ int ml2hpc_abi(void) { return ABI; }
 /* The network as Python describes it; the same structures are in problem/compiled.py. */
 enum { TANH, SINE, SILU, GELU };
 
+/* Sets of jets: any; up to order 2; one operator without mixed derivatives, plus the number of jets. */
+enum { GENERAL, CURVED, DIAGONAL };
+#define MOST_DIAGONAL 5
+
 typedef struct {
     int64_t inputs, outputs, residual, weight, bias; /* the latter two are places in the plain parameters */
 } Layer;
@@ -26,11 +30,12 @@ typedef struct {
 } Term;
 
 typedef struct {
-    int64_t hidden, jets, order, activation, residual; /* hidden layers; the output layer comes after them */
+    int64_t hidden, jets, kind, activation, residual; /* hidden layers; the output layer comes after them */
     int64_t first, last, start, stop;                  /* the window: layers, and plain parameters */
     int64_t strip, threads, terms;
     const Layer *layer;
     const Term *term;
+    double diagonal[MOST_DIAGONAL];                    /* factors of the squares of the first derivatives */
 } Plan;
 
 #define JOIN3_(a, b, c) a##_##b##_##c
@@ -47,6 +52,11 @@ typedef struct {
 #define TARGET_END DO_PRAGMA(GCC pop_options)
 #endif
 #define DO_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
+#define UNROLL DO_PRAGMA(unroll)
+#else
+#define UNROLL DO_PRAGMA(GCC unroll 8)
+#endif
 
 /* ROWS x COLUMNS vectors is the register block of products, SQUARE x SQUARE that of outer products. */
 #define ISA generic

@@ -24,6 +24,8 @@ from ml2hpc.vec import Layout
 
 _ACTIVATIONS = ("tanh", "sin", "silu", "gelu")  # numbered as in native.c
 _HIGHEST_ORDER = 4
+_GENERAL, _CURVED, _DIAGONAL = range(3)  # sets of jets, as in native.c
+_MOST_DIAGONAL, _MOST_CURVED = 5, 16  # jets
 _TILE_BYTES = 48 * 1024  # jets of one layer and strip: two or three tiles stay in the second-level cache
 _ALIGNMENT = 64
 
@@ -43,10 +45,11 @@ class _Term(ctypes.Structure):
 
 class _Plan(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("hidden", "jets", "order", "activation", "residual")),
+        *((name, ctypes.c_int64) for name in ("hidden", "jets", "kind", "activation", "residual")),
         *((name, ctypes.c_int64) for name in ("first", "last", "start", "stop", "strip", "threads", "terms")),
         ("layer", ctypes.POINTER(_Layer)),
         ("term", ctypes.POINTER(_Term)),
+        ("diagonal", ctypes.c_double * _MOST_DIAGONAL),
     ]
 
 
@@ -71,6 +74,24 @@ def terms_of(carried: tuple[Carried, ...]) -> list[tuple[int, tuple[int, ...], f
         else:
             add(j, c, 1.0)
     return found
+
+
+def diagonal_of(carried: tuple[Carried, ...]) -> list[float] | None:
+    """Return the factors c_j of y_last = sigma' z_last + sigma'' sum_j c_j z_j^2, or None if jets are of another kind.
+
+    >>> diagonal_of(((), (0,), (1,), (1, 1)))
+    [0.0, 0.0, 1.0, 0.0, 0.0]
+    """
+    n, found = len(carried), terms_of(carried)
+    firsts = all(isinstance(c, tuple) and len(c) == 1 for c in carried[1 : n - 1])
+    if not (3 <= n <= _MOST_DIAGONAL and firsts and found):
+        return None
+    if any(j != n - 1 or len(of) != 2 or of[0] != of[1] for j, of, _ in found):
+        return None
+    factors = [0.0] * _MOST_DIAGONAL
+    for _, of, factor in found:
+        factors[of[0]] += factor
+    return factors
 
 
 class CompiledBatch(Batch):
@@ -181,10 +202,14 @@ class CompiledEngine(Engine[CompiledBatch]):
             *(_Term(j, len(of), (ctypes.c_int64 * _HIGHEST_ORDER)(*of), factor) for j, of, factor in found)
         )
         order = max(2 if isinstance(i, Operator) else len(i) for i in self.indices)
+        diagonal = diagonal_of(self.indices)
+        kind = _CURVED if order <= 2 and len(self.indices) <= _MOST_CURVED else _GENERAL
+        if diagonal is not None:
+            kind = _DIAGONAL + len(self.indices)
         return _Plan(
             len(stack) - 1,
             len(self.indices),
-            order,
+            kind,
             _ACTIVATIONS.index(self.network.options.activation),
             any(m.residual for m in stack),
             self.window.first,
@@ -196,6 +221,7 @@ class CompiledEngine(Engine[CompiledBatch]):
             len(found),
             self._layer_table,
             self._term_table,
+            (ctypes.c_double * _MOST_DIAGONAL)(*(diagonal or ())),
         )
 
     def batch(self, x: Tensor) -> CompiledBatch:
