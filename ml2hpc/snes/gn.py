@@ -179,7 +179,7 @@ class System(ABC):
 
     @abstractmethod
     def scale(self, g: Tensor) -> float:
-        """Return g' A g / g' D g, the size of A along g. Collective."""
+        """Return y' A y / y' D y for y = D^-1 g, the curvature along the gradient. Collective."""
 
     @abstractmethod
     def decrease(self, g: Tensor, s: Tensor, damping: float) -> float:
@@ -219,7 +219,8 @@ class Dense(System):
 
     def scale(self, g: Tensor) -> float:
         whole = self._space.gather(g)
-        return float(whole @ (self._matrix @ whole)) / float(whole @ (self._d * whole))
+        y = whole / self._d
+        return float(y @ (self._matrix @ y)) / float(y @ whole)
 
     def decrease(self, g: Tensor, s: Tensor, damping: float) -> float:
         whole = self._space.gather(s)
