@@ -12,6 +12,7 @@ from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.problem.interface import ShardedProblem
 from ml2hpc.snes import SNES, Reason
 from ml2hpc.snes.gn import Forcing, GaussNewton
+from ml2hpc.snes.interface import Point
 from tests.problem.small import everyone, pinn, relative
 from tests.snes.problems import Analytic, least_squares, rosenbrock, tree, world
 
@@ -77,8 +78,13 @@ def test_diagonal_scaling_does_not_mind_the_units(comm):
 def errors_of(comm, options: str) -> list[float]:
     """Distances to the minimum of the chained Rosenbrock function, where all residuals vanish."""
     found: list[float] = []
+
+    def observe(solver: SNES, point: Point, norm: float, update: float) -> Reason:
+        found.append(float((point.x - 1).norm()))
+        return Reason.CONVERGED_ITERATING
+
     solver = tree(f"{GN} -snes_max_it 40 -snes_atol 1e-11 {options}", rosenbrock(world(comm)))
-    solver.observe = lambda s, point, norm, update: found.append(float((point.x - 1).norm())) or s.reason
+    solver.observe = observe
     solver.solve(torch.full((6,), 0.6, dtype=torch.float64))
     assert solver.reason == Reason.CONVERGED_FNORM_ABS
     return [e for e in found if 1e-13 < e < 3e-2]
@@ -111,8 +117,13 @@ def test_a_failed_step_raises_the_damping_and_keeps_the_linearization(comm):
 
 def test_every_step_lowers_the_objective(comm):
     values = []
+
+    def observe(solver: SNES, point: Point, norm: float, update: float) -> Reason:
+        values.append(point.f)
+        return Reason.CONVERGED_ITERATING
+
     solver = tree(f"{GN} -snes_max_it 30", rosenbrock(world(comm)))
-    solver.observe = lambda s, point, norm, update: values.append(point.f) or s.reason
+    solver.observe = observe
     solver.solve(torch.tensor([-1.2, 1.0, -1.2, 1.0, -1.2, 1.0], dtype=torch.float64))
     assert all(b < a for a, b in pairwise(values))
     assert values[-1] < 1e-3 * values[0]
