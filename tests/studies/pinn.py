@@ -4,7 +4,8 @@
     python tests/studies/pinn.py --reductions 4      Burgers on 4 ranks: how often ASPQN synchronises
 
 Every run gets the same processor time, start-up included, on one thread and with the same engine; on several ranks the
-limit is wall-clock time. Figures count processor time from the first option read, the error's own evaluations included.
+limit is wall-clock time. Figures count processor time from the first option read, that for the errors included, and
+reductions without those for the errors.
 A run that is done is kept in the output folder and not run again; a stopped study goes on where it was. Table
 (study.md) and one figure per problem show all runs that were asked for.
 
@@ -221,7 +222,12 @@ def load(job: Job) -> Table | None:
     # The clock is rank 0's; the ranks share all points evenly.
     table["core_seconds"] = table["cpu_seconds"] * job.ranks
     known = np.isfinite(table["error"])
-    return {name: column[known] for name, column in table.items()} if known.any() else None
+    if not known.any():
+        return None
+    table = {name: column[known] for name, column in table.items()}
+    if job.ranks > 1:  # each error took one
+        table["reductions"] = table["reductions"] - np.arange(1, len(table["error"]) + 1)
+    return table
 
 
 def reached(table: Table, error: float) -> dict[str, float] | None:
