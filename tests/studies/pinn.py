@@ -5,9 +5,8 @@
 
 Every run gets the same processor time, start-up included, on one thread and with the same engine; on several ranks the
 limit is wall-clock time. Figures count processor time from the first option read, that for the errors included, and
-reductions without those for the errors.
-A run that is done is kept in the output folder and not run again; a stopped study goes on where it was. Table
-(study.md) and one figure per problem show all runs that were asked for.
+reductions without those for the errors. A run that is done is kept in the output folder and not run again; a stopped
+study goes on where it was. Table (study.md) and one figure per problem show all runs that were asked for.
 
 "To e" is where the relative L2 error first stays below e. Evaluations: path counts subdomains that run side by side
 once, total counts each, work weights each by its share of the operations of a whole evaluation. Published figures: SIAM
@@ -225,6 +224,7 @@ def load(job: Job) -> Table | None:
     if not known.any():
         return None
     table = {name: column[known] for name, column in table.items()}
+    table["reductions_all"] = table["reductions"]
     if job.ranks > 1:  # each error took one
         table["reductions"] = table["reductions"] - np.arange(1, len(table["error"]) + 1)
     return table
@@ -355,7 +355,10 @@ def targets(runs: dict[str, dict[tuple[str, int], Table]]) -> list[str]:
 
 
 def reductions(ranks: int, seconds: float, folder: Path) -> str:
-    """Run ASPQN and self-scaled Broyden on several ranks; return the verdict on their reductions."""
+    """Run ASPQN and self-scaled Broyden on several ranks; return the verdict on their reductions.
+
+    ASPQN's error is measured in every outer iteration, so its count depends most on whether those are left out: both.
+    """
     error, found = PROBLEMS["burgers"].target, {}
     for method in ("ssb", "aspqn_ssb"):
         job = Job("burgers", method, 0, seconds, ranks, folder)
@@ -364,10 +367,14 @@ def reductions(ranks: int, seconds: float, folder: Path) -> str:
         row = None if table is None else reached(table, error)
         if row is None:
             return f"{METHODS[method].title} on {ranks} ranks: {problem or f'did not reach {short(error)}'}"
-        found[method] = row["reductions"]
+        found[method] = row
         print(f"{METHODS[method].title} on {ranks} ranks: " + ", ".join(f"{row[a]:.0f} {a}" for a in AXES), flush=True)
-    ratio = found["ssb"] / found["aspqn_ssb"]
-    return verdict(f"Burgers, reductions to {short(error)}, SS-Broyden / ASPQN", ratio, 4.0, least=True)
+    lines = []
+    for count, what in (("reductions", "without the errors' own"), ("reductions_all", "with the errors' own")):
+        ratio = found["ssb"][count] / found["aspqn_ssb"][count]
+        name = f"Burgers, reductions to {short(error)}, {what}, SS-Broyden / ASPQN"
+        lines.append(verdict(name, ratio, 4.0, least=True))
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> None:
