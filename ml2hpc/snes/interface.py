@@ -501,6 +501,8 @@ class SNES:
                 f"  SNESLineSearch Object: {ranks} MPI process{'es' if ranks > 1 else ''}",
                 *(f"    {line}" for line in self.linesearch.view()),
             ]
+        if self.level == 0:
+            lines += [f"  {line}" for line in self.problem.view()]
         if self.npc is not None:
             often = f", every {o.npc_lag} iterations" if o.npc_lag > 1 else ""
             lines += [f"  nonlinear preconditioner on the {self.side}{often}, steps rejected={self.rejected}"]

@@ -37,9 +37,11 @@ def quasi_newton(solver: SNES) -> list[QuasiNewton]:
 
 
 def pairs_and_matrix(method: QuasiNewton) -> tuple[int, torch.Tensor]:
+    """The number of pairs, and this rank's part of the matrix as one vector."""
     assert isinstance(method.inverse, DenseInverse)
-    assert method.inverse._matrix is not None
-    return method.inverse.pairs, method.inverse._matrix.clone()
+    matrix = method.inverse._matrix
+    mine = [matrix._rows(i).flatten() for i in matrix._sum.parts]
+    return method.inverse.pairs, torch.cat([torch.zeros(0, dtype=matrix.dtype), *mine])
 
 
 # A left NPC is applied once more to the same iterate, and learns from it.
