@@ -94,6 +94,8 @@ class QuasiNewton(DirectionMethod):
         self._previous = None
         if not self.options.recycle:
             self.reset()
+            assert solver.linesearch is not None
+            solver.linesearch.forget()
 
     def reset(self) -> bool:
         had = self._accepted > 0

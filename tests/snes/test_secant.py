@@ -139,7 +139,7 @@ def test_the_known_product_is_used_only_for_the_same_vector():
 
 @pytest.mark.parametrize("kind", ["lbfgs", "bfgs", "ssbfgs", "ssbroyden"])
 def test_quasi_newton_is_superlinear(comm, kind):
-    """Once near the minimum the gradient falls by more than 10 per step on average, without exact searches."""
+    """Once near the minimum the gradient falls by more than 5 per step on average, without exact searches."""
     m = "-snes_qn_m 30" if kind == "lbfgs" else ""
     solver = tree(f"-snes_type qn -snes_qn_type {kind} {m} -snes_rtol 1e-10 -snes_max_it 200", rosenbrock(world(comm)))
     norms = []
@@ -151,7 +151,7 @@ def test_quasi_newton_is_superlinear(comm, kind):
     solver.observe = note
     solver.solve(torch.full((6,), 0.8, dtype=torch.float64))
     assert len(norms) < 60
-    assert (norms[-1] / norms[-5]) ** 0.25 < 0.1
+    assert (norms[-1] / norms[-5]) ** 0.25 < 0.2
 
 
 @pytest.mark.parametrize("kind", ["lbfgs", "bfgs", "ssbfgs", "ssbroyden"])
