@@ -42,7 +42,9 @@ def test_a_right_preconditioner_is_applied_before_the_step(comm):
     """With max_it 1 and no step to take after it, the result is the preconditioner's."""
     options = "-npc_snes_type nrichardson -npc_snes_linesearch_memory 0 -npc_snes_max_it 3 -snes_max_it 1"
     composed = tree(f"-snes_type nrichardson -snes_npc_side right {options}", quadratic(world(comm))).solve(ones(8))
-    alone = tree("-snes_type nrichardson -snes_max_it 4", quadratic(world(comm))).solve(ones(8))
+    alone = tree("-snes_type nrichardson -snes_linesearch_memory 0 -snes_max_it 4", quadratic(world(comm))).solve(
+        ones(8)
+    )
     assert torch.equal(composed.x, alone.x)
 
 
