@@ -69,6 +69,7 @@ WORK = {
     "seconds": "seconds",
 }
 MERIT = {"objective": "objective", "error": "relative $L_2$ error"}
+MARK = "resampling"  # column that counts resamplings: a thin vertical line where it changes
 FEW = 30  # points of a curve that still get markers
 
 
@@ -138,7 +139,7 @@ def _load(path: Path, name: str) -> Run:
     try:
         configuration = tree["configuration"]
         columns = tree.get("history", {}).get("outer", {})
-        history = {key: np.asarray(columns[key], dtype=np.float64) for key in (*WORK, *MERIT) if key in columns}
+        history = {key: np.asarray(columns[key], dtype=np.float64) for key in (*WORK, *MERIT, MARK) if key in columns}
         solution = tree.get("solution", {})
         axes = {key: solution[key] for key in configuration["coordinates"].split()} if solution else {}
         names = configuration["fields"].split() if solution else []
@@ -302,6 +303,9 @@ def _curve(axes: Axes, run: Run, work: str, merit: str, k: int, label: str) -> N
         markersize=2.5,
         label=label,
     )
+    resampled = np.flatnonzero(np.diff(run.history.get(MARK, np.empty(0))))
+    for x in run.history[work][resampled]:  # the last row on the old points
+        axes.axvline(x, color=COLOURS[k % len(COLOURS)], linewidth=0.4, alpha=0.5)
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

@@ -1,6 +1,6 @@
 """The kernels of neurons for NVIDIA GPUs: the same sources, compiled by NVRTC for a set of jets, started by the driver.
 
-module = cuda.load(cuda.source(torch.float64, "TANH", 4, 2, terms))
+module = cuda.load(cuda.source(torch.float64, plan), 0)
 module.start("neurons_forward", grid, [bias, z, more, y, None, n])
 """
 
@@ -23,27 +23,25 @@ _TYPES = {torch.float64: "double", torch.float32: "float"}
 _OPTIONS = ("--std=c++17", "--diag-suppress=177")  # 177: functions for tangents, which no kernel calls
 
 
-def source(
-    dtype: torch.dtype, activation: str, jets: int, order: int, terms: Sequence[tuple[int, tuple[int, ...], float]]
-) -> str:
+def source(dtype: torch.dtype, plan: Any) -> str:
     """Return the CUDA source of both kernels. Not collective.
 
     Parameters
     ----------
-    activation
-        Its name in plan.h.
-    terms
-        Place, places of the factors and multiplicity of each nonlinear term of a jet.
+    plan
+        The structure Plan of plan.h: its jets, kind, activation, terms and factors.
     """
-    rows = ", ".join(f"{{{j}, {len(of)}, {{{', '.join(map(str, of))}}}, {factor!r}}}" for j, of, factor in terms)
+    terms = [plan.term[k] for k in range(plan.terms)]
+    rows = (f"{{{t.jet}, {t.degree}, {{{', '.join(map(str, t.of))}}}, {t.factor!r}}}" for t in terms)
     definitions = {
         "T": _TYPES[dtype],
         "IS_DOUBLE": int(dtype == torch.float64),
-        "ACTIVATION": activation,
-        "JETS": jets,
-        "ORDER": order,
-        "TERMS": len(terms),
-        "TERM_TABLE": rows or "{0}",
+        "ACTIVATION": plan.activation,
+        "JETS": plan.jets,
+        "KIND": plan.kind,
+        "TERMS": plan.terms,
+        "TERM_TABLE": ", ".join(rows) or "{0}",
+        "FACTORS": ", ".join(map(repr, plan.diagonal)),
     }
     here = Path(__file__).parent
     text = (here / "device.cu").read_text()

@@ -1,5 +1,5 @@
 /* What the templates of neurons need where a thread is a point: the CUDA source is this file, after the definitions of T,
-   IS_DOUBLE, ACTIVATION, JETS, ORDER, TERMS and TERM_TABLE, with plan.h and neuron.h in their places.
+   IS_DOUBLE, ACTIVATION, JETS, KIND, TERMS, TERM_TABLE and FACTORS, with plan.h and neuron.h in their places.
 
    The set of jets is part of the source, so loops over jets have fixed lengths; up to order 2 jets stay in registers. */
 
@@ -9,6 +9,7 @@ typedef long long int64_t;
 #define F(name) name
 #define INLINE static __device__ __forceinline__
 #define FUNCTION static __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
 #define POINTS(p, strip)                                                                                               \
     for (long p = blockIdx.x * (long)blockDim.x + threadIdx.x; p < (strip); p += (long)gridDim.x * blockDim.x)
 
@@ -50,7 +51,7 @@ INLINE T normal(T x, T *density)
 
 #define DESCRIBE                                                                                                       \
     const Term table[TERMS > 0 ? TERMS : 1] = {TERM_TABLE};                                                            \
-    const Plan described = {0, JETS, ORDER, ACTIVATION, 0, 0, 0, 0, 0, 0, 1, TERMS, 0, table};                         \
+    const Plan described = {0, JETS, KIND, ACTIVATION, 0, 0, 0, 0, 0, 0, 1, TERMS, 0, table, {FACTORS}};               \
     const Plan *plan = &described;                                                                                     \
     const long row = JETS * n, extra = (basis(ACTIVATION) - 1) * n, i = blockIdx.y;
 

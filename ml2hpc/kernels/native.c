@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ABI 1 /* the same number as in __init__.py; a library of another one is refused */
+#define ABI 2 /* the same number as in __init__.py; a library of another one is refused */
 int ml2hpc_abi(void) { return ABI; }
 
 #include "threads.h"
@@ -29,6 +29,11 @@ int ml2hpc_abi(void) { return ABI; }
 #define TARGET_END DO_PRAGMA(GCC pop_options)
 #endif
 #define DO_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
+#define UNROLL DO_PRAGMA(unroll)
+#else
+#define UNROLL DO_PRAGMA(GCC unroll 8)
+#endif
 
 /* ROWS x COLUMNS vectors is the register block of products, SQUARE x SQUARE that of outer products. */
 #define ISA generic

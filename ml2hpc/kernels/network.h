@@ -38,6 +38,19 @@ INLINE long F(height)(long i, long rows)
     return (block + 1) * rows / blocks - i;
 }
 
+/* Ask for numbers that are needed soon: the state does not fit the second-level cache. */
+INLINE void F(ask)(const T *from, long count)
+{
+    for (long i = 0; i < count; i += 64 / (long)sizeof(T))
+        __builtin_prefetch(from + i);
+}
+
+INLINE void F(ask_to_write)(T *from, long count)
+{
+    for (long i = 0; i < count; i += 64 / (long)sizeof(T))
+        __builtin_prefetch(from + i, 1);
+}
+
 /* Z = W Y + b, then what is kept of sigma, then Y of the next layer. With a tangent, dZ = W dY + dW Y + db too. */
 static void F(layer_forward)(const Plan *plan, long k, const T *plain, const T *direction, const T *y, const T *dy,
                              F(Kept) at, T *y_next, T *dy_next, long strip)
@@ -49,6 +62,7 @@ static void F(layer_forward)(const Plan *plan, long k, const T *plain, const T *
     const T *db = direction ? direction + layer->bias - plan->start : 0;
     for (long i = 0, h; i < layer->outputs; i += h) {
         h = F(height)(i, layer->outputs);
+        F(ask_to_write)(at.z + (i + h) * width, (i + h < layer->outputs ? h : 0) * width);
         F(multiply)(0, h, inner, width, w + i * inner, inner, 1, y, width, at.z + i * width, width);
         if (dy_next && dy)
             F(multiply)(0, h, inner, width, w + i * inner, inner, 1, dy, width, at.dz + i * width, width);
@@ -207,6 +221,7 @@ static void F(strip_reverse)(const Plan *plan, const T *plain, const T *entering
             int recomputed = k < plan->last && !plan->residual;
             for (long i = 0, rows_now; i < layer->inputs; i += rows_now) {
                 rows_now = F(height)(i, layer->inputs);
+                F(ask)(at.z + i * width, rows_now * width);
                 F(pull)(plan, k, layer->residual != 0, plain + layer->weight, gz, g, i, rows_now, width);
                 for (long r = i; r < i + rows_now; r++) {
                     const T *z = at.z + r * width, *more = at.more + r * extra * strip;

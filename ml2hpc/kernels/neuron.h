@@ -90,6 +90,51 @@ INLINE void F(neuron_kept)(int activation, const T *z, const T *more, long strip
         kept[k] = *(const V *)(more + (k - 1) * strip);
 }
 
+/* The commonest set of jets: value, first derivatives, and last one operator of second ones without mixed derivatives,
+   y_last = s1 z_last + s2 sum_j c_j z_j^2. Everything stays in registers. */
+INLINE void F(neuron_diagonal)(int activation, long jets, const Plan *plan, const T *z, const T *more, T *y,
+                               const T *below, long strip)
+{
+    POINTS(p, strip) {
+        V kept[3], s[3], square = F(splat)((T)0.0);
+        F(neuron_kept)(activation, z + p, more + p, strip, kept);
+        F(derive)(activation, 2, kept, s);
+        V value = s[0], last = s[1] * *(const V *)(z + (jets - 1) * strip + p);
+        *(V *)(y + p) = below ? value + *(const V *)(below + p) : value;
+        UNROLL
+        for (long j = 1; j < jets - 1; j++) {
+            V one = *(const V *)(z + j * strip + p), out = s[1] * one;
+            square += (T)plan->diagonal[j] * one * one;
+            *(V *)(y + j * strip + p) = below ? out + *(const V *)(below + j * strip + p) : out;
+        }
+        last += s[2] * square;
+        long j = jets - 1;
+        *(V *)(y + j * strip + p) = below ? last + *(const V *)(below + j * strip + p) : last;
+    }
+}
+
+INLINE void F(neuron_diagonal_reverse)(int activation, long jets, const Plan *plan, const T *z, const T *more,
+                                       const T *g, T *gz, long strip)
+{
+    POINTS(p, strip) {
+        V kept[3], s[4], square = F(splat)((T)0.0);
+        F(neuron_kept)(activation, z + p, more + p, strip, kept);
+        F(derive)(activation, 3, kept, s);
+        V last = *(const V *)(g + (jets - 1) * strip + p), bent = (T)2.0 * s[2] * last;
+        V along = last * *(const V *)(z + (jets - 1) * strip + p), out = s[1] * *(const V *)(g + p);
+        UNROLL
+        for (long j = 1; j < jets - 1; j++) {
+            V one = *(const V *)(z + j * strip + p), cotangent = *(const V *)(g + j * strip + p);
+            V scaled = (T)plan->diagonal[j] * one;
+            square += scaled * one;
+            along += cotangent * one;
+            *(V *)(gz + j * strip + p) = s[1] * cotangent + bent * scaled;
+        }
+        *(V *)(gz + p) = out + s[2] * along + s[3] * last * square;
+        *(V *)(gz + (jets - 1) * strip + p) = s[1] * last;
+    }
+}
+
 /* Order 2 at most: y_j = s1 z_j, and factor * s2 z_a z_b for each quadratic term. `y` gets the jets of sigma(z). */
 INLINE void F(neuron_curved)(int activation, long jets, long quadratic, const Term *terms, const T *z, const T *more,
                              T *y, const T *below, long strip)
@@ -279,12 +324,6 @@ FUNCTION void F(neuron_tangent_reverse)(const Plan *plan, const T *z, const T *m
 
 /* ---- one neuron, by activation and set of jets -------------------------------------------------------------------- */
 
-/* Orders up to 2 with the usual sets of jets have loops of fixed length. */
-#define BY_JETS(call, act, plan)                                                                                       \
-    ((plan)->jets == 4 && (plan)->terms == 1   ? call(act, 4, 1)                                                       \
-     : (plan)->jets == 4 && (plan)->terms == 2 ? call(act, 4, 2)                                                       \
-     : (plan)->jets == 3 && (plan)->terms == 1 ? call(act, 3, 1)                                                       \
-                                               : call(act, (plan)->jets, (plan)->terms))
 #define BY_ACTIVATION(call)                                                                                            \
     switch (plan->activation) {                                                                                        \
     case TANH: call(TANH); break;                                                                                      \
@@ -293,27 +332,33 @@ FUNCTION void F(neuron_tangent_reverse)(const Plan *plan, const T *z, const T *m
     default: call(GELU);                                                                                               \
     }
 
-INLINE int F(is_curved)(const Plan *plan)
-{
-    return plan->order <= 2 && plan->jets <= 16;
-}
 
 FUNCTION void F(neuron)(const Plan *plan, const T *z, const T *more, T *y, const T *below, long strip)
 {
-#define CURVED(act, jets, terms) F(neuron_curved)(act, jets, terms, plan->term, z, more, y, below, strip)
-#define CALL(act) (F(is_curved)(plan) ? BY_JETS(CURVED, act, plan) : F(neuron_general)(act, plan, z, more, y, below, strip))
+#define CALL(act)                                                                                                      \
+    switch (plan->kind) {                                                                                              \
+    case DIAGONAL + 3: F(neuron_diagonal)(act, 3, plan, z, more, y, below, strip); break;                              \
+    case DIAGONAL + 4: F(neuron_diagonal)(act, 4, plan, z, more, y, below, strip); break;                              \
+    case DIAGONAL + 5: F(neuron_diagonal)(act, 5, plan, z, more, y, below, strip); break;                              \
+    case CURVED: F(neuron_curved)(act, plan->jets, plan->terms, plan->term, z, more, y, below, strip); break;          \
+    default: F(neuron_general)(act, plan, z, more, y, below, strip);                                                   \
+    }
     BY_ACTIVATION(CALL)
 #undef CALL
-#undef CURVED
 }
 
 FUNCTION void F(neuron_reverse)(const Plan *plan, const T *z, const T *more, const T *g, T *gz, long strip)
 {
-#define CURVED(act, jets, terms) F(neuron_curved_reverse)(act, jets, terms, plan->term, z, more, g, gz, strip)
-#define CALL(act) (F(is_curved)(plan) ? BY_JETS(CURVED, act, plan) : F(neuron_general_reverse)(act, plan, z, more, g, gz, strip))
+#define CALL(act)                                                                                                      \
+    switch (plan->kind) {                                                                                              \
+    case DIAGONAL + 3: F(neuron_diagonal_reverse)(act, 3, plan, z, more, g, gz, strip); break;                         \
+    case DIAGONAL + 4: F(neuron_diagonal_reverse)(act, 4, plan, z, more, g, gz, strip); break;                         \
+    case DIAGONAL + 5: F(neuron_diagonal_reverse)(act, 5, plan, z, more, g, gz, strip); break;                         \
+    case CURVED: F(neuron_curved_reverse)(act, plan->jets, plan->terms, plan->term, z, more, g, gz, strip); break;     \
+    default: F(neuron_general_reverse)(act, plan, z, more, g, gz, strip);                                              \
+    }
     BY_ACTIVATION(CALL)
 #undef CALL
-#undef CURVED
 }
 
 FUNCTION void F(neuron_begin)(const Plan *plan, T bias, T *z, T *more, long strip)

@@ -14,7 +14,6 @@ typedef INTEGER VI __attribute__((vector_size(VECTOR_BYTES)));
 #include "neuron.h"
 #include "network.h"
 #include "symmetric.h"
-#undef BY_JETS
 #undef BY_ACTIVATION
 #undef MOST_JETS
 #undef HIGHEST

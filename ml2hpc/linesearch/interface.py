@@ -24,10 +24,15 @@ class Options:
     """Options `-snes_linesearch_*`; fields that are None take the type's own default."""
 
     type: Type = option("wolfe", "line search", aliases={"basic": "none", "l2": "secant"})
-    damping: float = option(1.0, "first step tried", above=0.0)
+    damping: float = option(1.0, "first step tried, at most", above=0.0)
     minlambda: float = option(1e-12, "smallest step", above=0.0)
     maxlambda: float | None = option(None, "largest step (1; wolfe 1e6)", above=0.0)
     max_it: int | None = option(None, "most trial steps (secant and cp 1, bt 40, wolfe 25)", at_least=1)
+    # Dense self-scaled updates give directions that are too long by about the same factor for many iterations: without
+    # memory two thirds of the first trials raise L and are lost. From 3 on the length makes no difference.
+    memory: int = option(
+        3, "start from the mean of the best steps of this many searches; 0: from damping (wolfe)", at_least=0
+    )
     alpha: float = option(1e-4, "sufficient decrease, as a fraction of the slope (bt, wolfe)", above=0.0, below=0.5)
     curvature: float = option(0.9, "slope left over at most, as a fraction of the first (wolfe)", above=0.0, below=1.0)
     order: Literal["1", "2", "3"] = option("3", "order of the interpolation (bt)")
@@ -121,12 +126,17 @@ class LineSearch(ABC):
         self.options = options
         self.max_it = self.default_max_it if options.max_it is None else options.max_it
         self.maxlambda = self.default_maxlambda if options.maxlambda is None else options.maxlambda
+        self.recent: list[float] = []  # accepted steps that the next search starts from, oldest first
 
     def search(self, line: Line) -> Result:
         """Return the step, 0 with a reason if none was found; the number of evaluations is bounded. Collective."""
         if not line.slope < 0:  # not-a-number included
             return Result(0.0, "the direction does not descend")
         return self._search(line)
+
+    def forget(self) -> None:
+        """Take the steps so far for no guide to the next: the direction comes from elsewhere. Not collective."""
+        self.recent.clear()
 
     @abstractmethod
     def _search(self, line: Line) -> Result:

@@ -5,8 +5,9 @@ Wolfe conditions of Hager and Zhang (SIAM J. Optim. 16, 2005) decide, on slopes,
 
     (2 alpha - 1) phi'(0) >= phi'(l) >= c phi'(0)   and   phi(l) <= phi(0) + eps |phi(0)|,
 
-and the bracket is cut by slopes. The number of evaluations is bounded; the best step seen is returned when the bound
-is met.
+and the bracket is cut by slopes. The first trial is the geometric mean of what would have been
+the best steps of the last searches: a trial that is accepted at once costs one evaluation. Their number is bounded; the
+best step seen is returned when the bound is met.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ml2hpc.linesearch.interface import Line, LineSearch, Result
 
 _INSIDE = 0.1  # a trial stays this fraction of the bracket away from its ends
 _GROWTH = 2.0  # factor of the step while no bracket is found
+# Steps that are best a little below the full one are no reason to leave it: quasi-Newton methods converge
+# superlinearly by full steps only.
+_SHORT = 0.7
 # Two trials must shrink the bracket to this, else it is halved (Moré and Thuente, ACM Trans. Math. Softw. 20, 1994).
 _SHRINK = 0.66
 
@@ -40,10 +44,29 @@ class StrongWolfe(LineSearch):
     default_maxlambda = 1e6
 
     def _search(self, line: Line) -> Result:
+        result = self._bracket(line, self._first())
+        if result.step > 0.0 and self.options.memory > 0:
+            self.recent = [*self.recent, self._best(line, result.step)][-self.options.memory :]
+        return result
+
+    def _best(self, line: Line, step: float) -> float:
+        """Return the step that would have been the minimum by the secant through both slopes, at most `damping`."""
+        _, slope = line.both(step)
+        fall = line.slope - slope  # negative where the slope rises
+        return min(step * line.slope / fall, self.options.damping) if fall < 0 else self.options.damping
+
+    def _first(self) -> float:
+        """Return the first trial."""
+        first = min(self.options.damping, self.maxlambda)
+        if not self.recent:
+            return first
+        mean = math.exp(sum(map(math.log, self.recent)) / len(self.recent))
+        return mean if mean < _SHORT * first else first
+
+    def _bracket(self, line: Line, step: float) -> Result:
         start = low = _Trial(0.0, line.f, line.slope)
         high: _Trial | None = None
         widths = [math.inf, math.inf]
-        step = min(self.options.damping, self.maxlambda)
         for _ in range(self.max_it):
             trial = _Trial(step, *line.both(step))
             if self._accepts(start, trial):
@@ -94,7 +117,10 @@ class StrongWolfe(LineSearch):
 
     def _details(self) -> list[str]:
         o = self.options
-        return [f"alpha={o.alpha:e}, curvature={o.curvature:e}, roundoff={o.roundoff:e}"]
+        return [
+            f"alpha={o.alpha:e}, curvature={o.curvature:e}, roundoff={o.roundoff:e}",
+            f"first step from the last {o.memory} searches",
+        ]
 
 
 def _between(low: _Trial, high: _Trial) -> float:

@@ -18,12 +18,11 @@ from torch import Tensor
 from ml2hpc import kernels
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.kernels import cuda
-from ml2hpc.problem.jet import Carried, order
-from ml2hpc.problem.plan import ACTIVATIONS, plan_of, terms_of
+from ml2hpc.problem.jet import Carried
+from ml2hpc.problem.plan import plan_of
 
 WHOLE = 32  # points: a warp, and at least the longest vector of a processor, 16 numbers
 _PLANES = {"tanh": 0, "sin": 1, "silu": 1, "gelu": 2}  # `basis` in neuron.h, less the first
-_NAMES = {"tanh": "TANH", "sin": "SINE", "silu": "SILU", "gelu": "GELU"}  # in plan.h
 
 
 class Neurons(ABC):
@@ -79,8 +78,7 @@ class CudaNeurons(Neurons):
 
     def __init__(self, carried: tuple[Carried, ...], activation: str, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(activation, str(device))
-        text = cuda.source(dtype, _NAMES[activation], len(carried), max(map(order, carried)), terms_of(carried))
-        self._module = cuda.load(text, device.index)
+        self._module = cuda.load(cuda.source(dtype, plan_of(carried, activation)), device.index)
 
     def forward(self, bias: Tensor, z: Tensor, more: Tensor, y: Tensor, below: Tensor | None) -> None:
         self._module.start("neurons_forward", _grid(z), [bias, z, more, y, below, z.shape[2]])
@@ -97,7 +95,6 @@ def neurons_on(device: torch.device, carried: tuple[Carried, ...], activation: s
     UnsupportedError
         If they cannot be compiled there.
     """
-    assert activation in ACTIVATIONS
     if device.type == "cuda":
         return CudaNeurons(carried, activation, dtype, device)
     return HostNeurons(carried, activation, dtype)

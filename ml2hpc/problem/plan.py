@@ -8,6 +8,8 @@ from ml2hpc.problem.jet import Carried, Index, Operator, order, partitions
 
 ACTIVATIONS = ("tanh", "sin", "silu", "gelu")  # numbered as in plan.h
 HIGHEST_ORDER = 4
+_GENERAL, _CURVED, _DIAGONAL = range(3)  # sets of jets, as in plan.h
+_MOST_DIAGONAL, _MOST_CURVED = 5, 16  # jets
 
 JetTerm = tuple[int, tuple[int, ...], float]
 """Of a jet through sigma: its place, the places of the factors, their multiplicity."""
@@ -34,10 +36,11 @@ class Plan(ctypes.Structure):
     """A network, its jets and its window; fields that are not given are zero."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("hidden", "jets", "order", "activation", "residual")),
+        *((name, ctypes.c_int64) for name in ("hidden", "jets", "kind", "activation", "residual")),
         *((name, ctypes.c_int64) for name in ("first", "last", "start", "stop", "strip", "threads", "terms")),
         ("layer", ctypes.POINTER(Layer)),
         ("term", ctypes.POINTER(Term)),
+        ("diagonal", ctypes.c_double * _MOST_DIAGONAL),
     ]
 
 
@@ -64,6 +67,24 @@ def terms_of(carried: tuple[Carried, ...]) -> list[JetTerm]:
     return found
 
 
+def diagonal_of(carried: tuple[Carried, ...]) -> list[float] | None:
+    """Return the factors c_j of y_last = sigma' z_last + sigma'' sum_j c_j z_j^2, or None if jets are of another kind.
+
+    >>> diagonal_of(((), (0,), (1,), (1, 1)))
+    [0.0, 0.0, 1.0, 0.0, 0.0]
+    """
+    n, found = len(carried), terms_of(carried)
+    firsts = all(isinstance(c, tuple) and len(c) == 1 for c in carried[1 : n - 1])
+    if not (3 <= n <= _MOST_DIAGONAL and firsts and found):
+        return None
+    if any(j != n - 1 or len(of) != 2 or of[0] != of[1] for j, of, _ in found):
+        return None
+    factors = [0.0] * _MOST_DIAGONAL
+    for _, of, factor in found:
+        factors[of[0]] += factor
+    return factors
+
+
 def plan_of(carried: tuple[Carried, ...], activation: str, **others: int) -> Plan:
     """Return the plan of jets through an activation; `others` are further fields by name.
 
@@ -73,11 +94,16 @@ def plan_of(carried: tuple[Carried, ...], activation: str, **others: int) -> Pla
     table = (Term * max(len(found), 1))(
         *(Term(j, len(of), (ctypes.c_int64 * HIGHEST_ORDER)(*of), factor) for j, of, factor in found)
     )
+    diagonal = diagonal_of(carried)
+    kind = _CURVED if max(map(order, carried)) <= 2 and len(carried) <= _MOST_CURVED else _GENERAL
+    if diagonal is not None:
+        kind = _DIAGONAL + len(carried)
     return Plan(
         jets=len(carried),
-        order=max(map(order, carried)),
+        kind=kind,
         activation=ACTIVATIONS.index(activation),
         terms=len(found),
         term=table,
+        diagonal=(ctypes.c_double * _MOST_DIAGONAL)(*(diagonal or ())),
         **others,
     )

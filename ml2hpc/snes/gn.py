@@ -46,11 +46,14 @@ class GaussNewton(DirectionMethod):
         linear: Literal["dense", "cg"] = option(
             "dense", "factor the matrix, or conjugate gradients with its action where it is too large"
         )
+        # Nielsen's choice for a start that may be far away; on PINNs 1e-5 fails more often, 0.1 ends at larger errors.
         damping: float = option(1e-3, "first damping, relative to the curvature along the gradient (lm)", above=0.0)
+        # The losses of PINNs fall alike with both; with the identity, parameters without influence stay.
         scaling: Literal["identity", "diagonal"] = option(
             "identity", "what is damped: all unknowns alike, or each by its own curvature (lm, dense)"
         )
         recycle: bool = option(True, "keep the damping from one solve to the next")
+        # An inexact step is enough while the damping is large: bounded work, and a forcing term of 0.1 at most.
         cg_max_it: int = option(50, "most actions of the matrix in one linear solve (cg)", at_least=1)
         cg_rtol: float = option(
             0.1, "largest relative residual of a linear solve; it falls as the gradient does (cg)", above=0.0, below=1.0
@@ -179,7 +182,7 @@ class System(ABC):
 
     @abstractmethod
     def scale(self, g: Tensor) -> float:
-        """Return g' A g / g' D g, the size of A along g. Collective."""
+        """Return y' A y / y' D y for y = D^-1 g, the curvature along the gradient. Collective."""
 
     @abstractmethod
     def decrease(self, g: Tensor, s: Tensor, damping: float) -> float:
@@ -219,7 +222,8 @@ class Dense(System):
 
     def scale(self, g: Tensor) -> float:
         whole = self._space.gather(g)
-        return float(whole @ (self._matrix @ whole)) / float(whole @ (self._d * whole))
+        y = whole / self._d
+        return float(y @ (self._matrix @ y)) / float(y @ whole)
 
     def decrease(self, g: Tensor, s: Tensor, damping: float) -> float:
         whole = self._space.gather(s)

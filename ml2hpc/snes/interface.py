@@ -324,6 +324,8 @@ class SNES:
 
     def forget(self) -> bool:
         """Reset the type's memory and count it; return whether there was any. Not collective."""
+        if self.linesearch is not None:
+            self.linesearch.forget()
         had = self.method.reset()
         self.resets += had
         return had
@@ -462,6 +464,8 @@ class SNES:
         own: Tree = {"type": self.method.name, "work": self.work.counts.copy(), "method": self.method.state(self)}
         own |= {"iteration": self.iteration, "rejected": self.rejected, "resets": self.resets}
         own["start"] = list(map(repr, self._start))
+        if self.linesearch is not None:
+            own["steps"] = list(map(repr, self.linesearch.recent))
         if self.npc is not None:
             own["npc"] = self.npc.state()
         return own
@@ -474,6 +478,8 @@ class SNES:
         self.resets = int(state["resets"])
         f, norm = map(float, state["start"])
         self._start = (f, norm)
+        if self.linesearch is not None:
+            self.linesearch.recent = list(map(float, state["steps"]))
         self.method.load(self, state["method"])
         if self.npc is not None and "npc" in state:
             self.npc.load(state["npc"])
@@ -501,6 +507,8 @@ class SNES:
                 f"  SNESLineSearch Object: {ranks} MPI process{'es' if ranks > 1 else ''}",
                 *(f"    {line}" for line in self.linesearch.view()),
             ]
+        if self.level == 0:
+            lines += [f"  {line}" for line in self.problem.view()]
         if self.npc is not None:
             often = f", every {o.npc_lag} iterations" if o.npc_lag > 1 else ""
             lines += [f"  nonlinear preconditioner on the {self.side}{often}, steps rejected={self.rejected}"]

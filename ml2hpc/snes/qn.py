@@ -61,18 +61,22 @@ class QuasiNewton(DirectionMethod):
     inverse: Inverse
 
     def set_up(self, solver: SNES) -> None:
-        o = self.options
-        space = solver.problem.space
-        if o.type == "lbfgs":
-            self.inverse = CompactLBFGS(space, o.m, scaled=o.scale_type == "scalar")
-        else:
-            problem = solver.problem
-            self._parts = problem.layers if o.blocks == "layers" else (slice(0, space.n),)
-            self.inverse = DenseInverse(space, problem.comm, o.type, self._parts, o.curvature, kernels.load())
+        o, problem = self.options, solver.problem
+        self._check(solver)
+        self._parts = problem.layers if o.blocks == "layers" else (slice(0, problem.space.n),)
+        self.inverse = (
+            CompactLBFGS(problem.space, o.m, scaled=o.scale_type == "scalar")
+            if o.type == "lbfgs"
+            else DenseInverse(problem.space, problem.comm, o.type, self._parts, o.curvature, kernels.load())
+        )
         self._velocity: Tensor | None = None
         self._previous: Tensor | None = None  # the residual of the step before, for Powell's test
         self._learnt: Point | None = None  # where the last step ended
         self._accepted = 0  # steps since the last reset
+
+    def _check(self, solver: SNES) -> None:
+        """Refuse options that contradict each other."""
+        o = self.options
         if o.momentum < 1.0 and o.type.startswith("ss"):
             raise OptionsError(
                 f"-{solver.prefix}snes_qn_momentum {o.momentum:g}: self-scaling needs steps along H r; "
@@ -89,6 +93,8 @@ class QuasiNewton(DirectionMethod):
         self._previous = None
         if not self.options.recycle:
             self.reset()
+            assert solver.linesearch is not None
+            solver.linesearch.forget()
 
     def reset(self) -> bool:
         had = self._accepted > 0

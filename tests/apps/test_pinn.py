@@ -17,6 +17,7 @@ from ml2hpc.io import store
 
 SMALL = "-pinn_points 400 -pinn_chunk 50 -net_depth 3 -net_width 8 -npc_dm_subdomains 3 -pinn_error_interval 0"
 PROBLEMS = """
+import time
 import torch
 from ml2hpc.problem.pde import PDE
 
@@ -62,6 +63,12 @@ class Leaves(Base):
         Leaves.calls += 1
         if Leaves.calls > 100 and MPI.COMM_WORLD.rank == 1:
             raise SystemExit(3)
+        return u.t - u.xx - 1
+
+class Slow(Base):
+    def residual(self, p, u):
+        if len(p.x) == 60:
+            time.sleep(1.0)
         return u.t - u.xx - 1
 
 class OneRank(Base):
@@ -135,7 +142,8 @@ def test_a_restart_continues_exactly_with_the_options_of_the_file(runs, ranks):
     assert (parameters(runs / f"again{ranks}.h5") == parameters(runs / "straight.h5")).all()
     for column in ("iteration", "objective", "gradients_total"):
         assert (again["history"]["outer"][column] == straight["history"]["outer"][column]).all()
-    assert (np.diff(again["history"]["outer"]["seconds"]) > 0).all()
+    for clock in ("seconds", "cpu_seconds"):
+        assert (np.diff(again["history"]["outer"][clock]) > 0).all()
 
 
 ADAPTIVE = (
@@ -308,6 +316,19 @@ def test_time_is_a_budget_and_no_failure(runs):
     assert (
         "the solve ended with DIVERGED_MAX_IT after 2 iterations; the last good state is in demanded.h5" in done.stderr
     )
+
+
+def test_an_iteration_that_would_end_after_its_time_is_not_begun(runs):
+    """Each takes a second: two evaluations end in 2.6 s, a third would not."""
+    tree = "-snes_type nrichardson -snes_linesearch_type none -snes_linesearch_damping 1e-6 -snes_max_it 5"
+    text = succeed(
+        runs,
+        1,
+        f"-pinn_problem problems.py:Slow {tree} -net_depth 1 -pinn_points 60 -max_time 2.6 -output slow.h5",
+        False,
+    )
+    assert "DIVERGED_MAX_TIME after" in text
+    assert store.read(runs / "slow.h5", "run")["history"]["outer"]["iteration"][-1] <= 1
 
 
 def test_sharded_vectors_agree_and_restart_on_other_ranks(runs):

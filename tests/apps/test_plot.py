@@ -141,6 +141,15 @@ def test_curves_hold_the_history(tmp_path: Path) -> None:
             assert panel.get_yscale() == "log"
 
 
+def test_thin_lines_mark_resamplings(tmp_path: Path) -> None:
+    content = tree()
+    content["history"]["outer"]["resampling"] = np.array([0.0] * 5 + [1.0] * 4 + [2.0] * 3)
+    runs = plot.load([Path(write(tmp_path / "run.h5", content))])
+    for panel, work in zip(np.array(plot.draw_convergence(runs).axes).reshape(2, 4)[0], WORK):
+        marks = [line.get_xdata()[0] for line in panel.lines[1:]]
+        assert marks == content["history"]["outer"][work][[4, 8]].tolist()
+
+
 def test_what_is_not_there_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = tree()
     del content["history"]["outer"]["error"], content["solution"]

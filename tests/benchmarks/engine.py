@@ -326,8 +326,8 @@ def compare(case: Case, dtype: str, rounds: int, target: str, rate: float | None
         difference = float((gradient - exact).abs().max() / exact.abs().max())
         ratio = times[best].median / seconds.median
         share = f" {case.flops / seconds.median / rate:6.0%} of peak" if rate else ""
-        grown = peak_growth(case, name, dtype) if dtype == "float64" else math.nan
-        print(f"  {name:14s} {seconds} {ratio:6.2f}x{share}   {grown:7.1f} MB   gradient differs by {difference:.1e}")
+        grown = f"{peak_growth(case, name, dtype):7.1f} MB" if dtype == "float64" else ""
+        print(f"  {name:14s} {seconds} {ratio:6.2f}x{share}   {grown:10s}   gradient differs by {difference:.1e}")
     print(f"  {'target':14s} {'':>21s} {target}")
 
 

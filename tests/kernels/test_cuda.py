@@ -11,30 +11,29 @@ import torch
 
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.kernels import cuda
-from ml2hpc.problem.jet import Carried, Operator, closure, order
-from ml2hpc.problem.plan import terms_of
+from ml2hpc.problem.jet import Carried, Operator, closure
+from ml2hpc.problem.plan import ACTIVATIONS, plan_of
 
 needs_nvrtc = pytest.mark.skipif(cuda.compiler() is None, reason="no NVRTC library")
 WAVE = Operator((((0, 0), 1.5), ((0, 1), -0.5), ((1, 1), 2.0)))
 SETS: dict[str, tuple[Carried, ...]] = {
     "value": ((),),
     "burgers": ((0, 0), (1,)),
+    "mixed": ((0, 1),),
     "operator": (WAVE,),
     "seconds": tuple(combinations_with_replacement(range(3), 2)),
     "fourth": ((0, 0, 0, 0), (1,)),
     "four_of_four": ((0, 1, 2, 3),),
 }
-NAMES = ("TANH", "SINE", "SILU", "GELU")
 TYPES = (torch.float64, torch.float32)
 
 
 def source(name: str, activation: str, dtype: torch.dtype) -> str:
-    carried = closure(SETS[name])
-    return cuda.source(dtype, activation, len(carried), max(map(order, carried)), terms_of(carried))
+    return cuda.source(dtype, plan_of(closure(SETS[name]), activation))
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_kernels_compile(activation: str, dtype: torch.dtype) -> None:
     """To machine code for the GPUs of 2020 and 2022, and with local memory for what sincos needs only."""
@@ -43,8 +42,8 @@ def test_kernels_compile(activation: str, dtype: torch.dtype) -> None:
     ptx = cuda.translate(source("burgers", activation, dtype), "compute_80").decode()
     assert set(re.findall(r"\.entry (\w+)\(", ptx)) == {"neurons_forward", "neurons_reverse"}
     local = [int(n) for n in re.findall(r"\.local .*\[(\d+)\];", ptx)]
-    assert max(local, default=0) <= (40 if activation == "SINE" else 0)
-    if dtype == torch.float32 and activation != "SINE":
+    assert max(local, default=0) <= (40 if activation == "sin" else 0)
+    if dtype == torch.float32 and activation != "sin":
         assert ".f64" not in ptx
 
 
@@ -52,7 +51,7 @@ def test_kernels_compile(activation: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_any_set_of_jets_compiles(name: str) -> None:
     for dtype in TYPES:
-        assert cuda.translate(source(name, "TANH", dtype), "sm_90")[:4] == b"\x7fELF"
+        assert cuda.translate(source(name, "tanh", dtype), "sm_90")[:4] == b"\x7fELF"
 
 
 @needs_nvrtc

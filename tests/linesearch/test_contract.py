@@ -221,8 +221,9 @@ def test_every_option_changes_the_result(
     assert usual != changed
 
 
+# What a search learns from the one before is tested in test_wolfe.py.
 def test_every_option_is_covered() -> None:
-    assert {name for _, name, *_ in CHANGES} | {"type"} == {f.name for f in fields(Options)}
+    assert {name for _, name, *_ in CHANGES} | {"type", "memory"} == {f.name for f in fields(Options)}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,13 @@ def test_every_option_is_covered() -> None:
         ("bt", ["  interpolation: cubic", "  alpha=1.000000e-04"]),
         ("secant", []),
         ("cp", []),
-        ("wolfe", ["  alpha=1.000000e-04, curvature=9.000000e-01, roundoff=1.000000e-12"]),
+        (
+            "wolfe",
+            [
+                "  alpha=1.000000e-04, curvature=9.000000e-01, roundoff=1.000000e-12",
+                "  first step from the last 3 searches",
+            ],
+        ),
     ],
 )
 def test_view(kind: str, lines: list[str]) -> None:

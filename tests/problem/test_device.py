@@ -153,7 +153,7 @@ def test_the_cuda_source_says_what_the_jets_are(monkeypatch: pytest.MonkeyPatch,
     driver = install(monkeypatch, tmp_path)
     kernels_of = CudaNeurons(both(network_of(2), ALL[2])[0].indices, "silu", torch.float32, torch.device("cuda", 0))
     found = definitions((tmp_path / "module1.cc").read_text().partition("gridDim, blockDim;\n")[2])
-    assert (found["T"], found["ACTIVATION"], found["JETS"], found["TERMS"]) == ("float", "SILU", "6", "3")
+    assert (found["T"], found["ACTIVATION"], found["JETS"], found["TERMS"]) == ("float", "2", "6", "3")
     z = random(2 * 6 * 32, 1, torch.float32).view(2, 6, 32)
     more, y = torch.zeros(2, kernels_of.planes, 32), torch.zeros_like(z)
     kernels_of.forward(torch.zeros(2), z, more, y, None)

@@ -205,8 +205,9 @@ def gauss_newton(problem: PinnProblem, x: Tensor) -> Tensor:
 def check_linearization(problem: Problem, x: Tensor, expected: Tensor) -> None:
     """Action and matrix are those of `expected`, shape (n, n)."""
     linear = problem.linearize(x)
-    assert relative(linear.matrix(), expected) < 1e-12
-    assert torch.equal(linear.matrix(), linear.matrix().T)
+    matrix = linear.matrix()
+    assert relative(matrix, expected) < 1e-12
+    assert torch.equal(matrix, matrix.T)
     v = random(len(expected), 5)
     action = problem.space.gather(linear.action(problem.space.local(v)))
     assert relative(action, expected @ v) < 1e-12
@@ -216,12 +217,12 @@ def check_linearization(problem: Problem, x: Tensor, expected: Tensor) -> None:
 @engines
 def test_linearization(engine: str) -> None:
     """Several fields, several residuals a point, periodic pairs, a hard factor; and all operations of the algebra."""
-    problem, x = pinn(engine=engine, adaptive=True)
+    problem, x = pinn(engine=engine, adaptive=True, n=7, chunk=4)
     expected = gauss_newton(problem, x)
     check_linearization(problem, x, expected)
     slope = random(len(x), 2)
     check_linearization(problem.shift(slope), x, expected)
-    rows = torch.arange(0, 49, 2)
+    rows = torch.arange(0, 16, 2)
     check_linearization(problem.sample(rows), x, gauss_newton(problem.sample(rows), x))
     d = torch.stack([random(len(x), k) for k in (2, 3, 4)])
     span = Span(problem, x, list(d))
@@ -233,13 +234,15 @@ def test_linearization(engine: str) -> None:
 @engines
 @blocks
 def test_linearization_over_a_block(engine: str, indices: Any) -> None:
-    problem, x = pinn(engine=engine, adaptive=True)
+    problem, x = pinn(engine=engine, adaptive=True, n=7, chunk=4)
     where = indices(problem)
     expected = gauss_newton(problem, x)[where][:, where]
     restriction, t = restricted(problem, where, x)
     linear = restriction.linearize(t)
     restriction.objective(t + 1)  # another evaluation leaves the linearization where it is
     assert relative(linear.matrix(), expected) < 1e-12
+    if engine == "autograd":  # whose matrix takes a while; the algebra is the same
+        return
     check_linearization(restriction, t, expected)
     plain = Restriction(problem, restriction.block)
     check_linearization(plain, plain.rebase(x), expected)

@@ -10,17 +10,38 @@ from torch import Tensor
 from ml2hpc.comm import Communicator
 from ml2hpc.log import Log
 from ml2hpc.options import Database
-from ml2hpc.problem.interface import Cost, Problem, slices
+from ml2hpc.problem.interface import Cost, Linearization, LinearizedCost, Problem, slices
 from ml2hpc.snes import SNES, create
 from ml2hpc.vec import Replicated
 
+Function = Callable[[Tensor, Tensor], Tensor]
+
+
+class Jacobian(Linearization):
+    """A Gauss-Newton matrix from the Jacobian of all residuals."""
+
+    def __init__(self, jacobian: Tensor) -> None:
+        self.jacobian = jacobian
+
+    def action(self, v: Tensor) -> Tensor:
+        return 2 * self.jacobian.T @ (self.jacobian @ v)
+
+    def matrix(self) -> Tensor:
+        return 2 * self.jacobian.T @ self.jacobian
+
+    @property
+    def cost(self) -> LinearizedCost:
+        return LinearizedCost(1.0 * self.jacobian.numel(), 2.0 * self.jacobian.numel())
+
 
 class Analytic(Problem):
-    """L = mean over samples of f(x, sample), by autograd."""
+    """L = mean over samples of f(x, sample), by autograd; where it is known, |residual|^2 is f up to a constant."""
 
-    def __init__(self, comm, f: Callable[[Tensor, Tensor], Tensor], n: int, data: Tensor | None = None) -> None:
+    def __init__(self, comm, f: Function, n: int, data: Tensor | None = None, residual: Function | None = None) -> None:
         self.comm = comm
         self.f = f
+        self.residual = residual
+        self.linearized = 0
         self.data = torch.zeros(1, dtype=torch.float64) if data is None else data
         self.samples = len(self.data)
         self.space = Replicated(n, torch.float64)
@@ -44,15 +65,23 @@ class Analytic(Problem):
     def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
         return torch.autograd.functional.hvp(self._value, x, v)[1]
 
+    def linearize(self, x: Tensor) -> Linearization:
+        residual = self.residual
+        if residual is None:
+            return super().linearize(x)
+        self.linearized += 1
+        jacobians = [torch.autograd.functional.jacobian(lambda t, d=d: residual(t, d), x) for d in self.data]
+        return Jacobian(torch.cat(jacobians) / self.samples**0.5)
+
     @property
     def cost(self) -> Cost:
         return Cost(1.0 * self.samples, 3.0 * self.samples)
 
     def on(self, comm) -> Analytic:
-        return Analytic(comm, self.f, self.space.n, self.data)
+        return Analytic(comm, self.f, self.space.n, self.data, self.residual)
 
     def sample(self, rows: Tensor) -> Analytic:
-        return Analytic(self.comm, self.f, self.space.n, self.data[rows])
+        return Analytic(self.comm, self.f, self.space.n, self.data[rows], self.residual)
 
 
 def matrix(n: int) -> Tensor:
@@ -64,7 +93,8 @@ def matrix(n: int) -> Tensor:
 def quadratic(comm, n: int = 8) -> Analytic:
     """0.5 x' A x with its minimum 0 at 0."""
     a = matrix(n)
-    return Analytic(comm, lambda x, d: 0.5 * x @ (a @ x), n)
+    root = torch.linalg.cholesky(0.5 * a).T
+    return Analytic(comm, lambda x, d: 0.5 * x @ (a @ x), n, residual=lambda x, d: root @ x)
 
 
 def rosenbrock(comm, n: int = 6) -> Analytic:
@@ -73,7 +103,7 @@ def rosenbrock(comm, n: int = 6) -> Analytic:
     def f(x: Tensor, d: Tensor) -> Tensor:
         return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
-    return Analytic(comm, f, n)
+    return Analytic(comm, f, n, residual=lambda x, d: torch.cat([10 * (x[1:] - x[:-1] ** 2), 1 - x[:-1]]))
 
 
 def double_well(comm, n: int = 4) -> Analytic:
@@ -82,14 +112,18 @@ def double_well(comm, n: int = 4) -> Analytic:
     def f(x: Tensor, d: Tensor) -> Tensor:
         return ((x**2 - 2) ** 2).sum() + 0.3 * x.sum()
 
-    return Analytic(comm, f, n)
+    return Analytic(comm, f, n, residual=lambda x, d: torch.sqrt((x**2 - 2) ** 2 + 0.3 * x + 0.5))
 
 
 def least_squares(comm, n: int = 6, samples: int = 12) -> Analytic:
     """mean over samples of (<a_d, x> - 1)^2 + |x|^2 / 10, for sampled methods."""
     generator = torch.Generator().manual_seed(3)
     data = torch.randn(samples, n, generator=generator, dtype=torch.float64)
-    return Analytic(comm, lambda x, d: (d @ x - 1) ** 2 + 0.1 * x @ x, n, data)
+
+    def residual(x: Tensor, d: Tensor) -> Tensor:
+        return torch.cat([(d @ x - 1)[None], 0.1**0.5 * x])
+
+    return Analytic(comm, lambda x, d: (d @ x - 1) ** 2 + 0.1 * x @ x, n, data, residual)
 
 
 def world(mpi) -> Communicator:

@@ -43,7 +43,7 @@ TREES = {
     "qn bfgs": ("-snes_type qn -snes_qn_type bfgs", 40, 1e-8),
     "qn ssbfgs": ("-snes_type qn -snes_qn_type ssbfgs", 40, 1e-8),
     "qn ssbroyden": ("-snes_type qn -snes_qn_type ssbroyden", 40, 1e-8),
-    "qn ssbroyden by layers": ("-snes_type qn -snes_qn_type ssbroyden -snes_qn_blocks layers", 400, 1e-8),
+    "qn ssbroyden by layers": ("-snes_type qn -snes_qn_type ssbroyden -snes_qn_blocks layers", 1000, 1e-8),
     "qn, right nasm": ("-snes_type qn -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 5", 30, 1e-8),
     "qn, left nasm": (
         "-snes_type qn -snes_npc_side left -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 30",
@@ -52,6 +52,15 @@ TREES = {
     ),
     "qn, right multiplicative nasm": (
         "-snes_type qn -npc_snes_type nasm -npc_snes_nasm_type multiplicative -npc_dm_subdomains 2",
+        30,
+        1e-8,
+    ),
+    "gn": ("-snes_type gn", 30, 1e-8),
+    "gn cg": ("-snes_type gn -snes_gn_linear cg", 60, 1e-8),
+    "gn none": ("-snes_type gn -snes_gn_regularization none", 3, 1e-8),
+    "gn none cg": ("-snes_type gn -snes_gn_regularization none -snes_gn_linear cg", 30, 1e-8),
+    "gn, right nasm of gn": (
+        "-snes_type gn -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_type gn -npc_sub_snes_max_it 1",
         30,
         1e-8,
     ),
@@ -140,7 +149,10 @@ def test_a_restarted_solve_goes_on_bitwise(comm, name):
 
 @pytest.mark.parametrize("name", TREES)
 def test_not_a_number_at_the_start_is_a_reason(comm, name):
-    solver = tree(TREES[name][0], Analytic(world(comm), lambda x, d: (x * float("nan")).sum(), 4))
+    def nan(x, d):
+        return x * float("nan")
+
+    solver = tree(TREES[name][0], Analytic(world(comm), lambda x, d: nan(x, d).sum(), 4, residual=nan))
     solver.solve(torch.ones(4, dtype=torch.float64))
     assert solver.reason == Reason.DIVERGED_OBJECTIVE_NANORINF
 
@@ -148,7 +160,11 @@ def test_not_a_number_at_the_start_is_a_reason(comm, name):
 @pytest.mark.parametrize("name", TREES)
 def test_a_cliff_of_not_a_number_leaves_the_last_good_point(comm, name):
     """log(x) is no number beyond the cliff: searches back off, others end with a reason and the point before."""
-    problem = Analytic(world(comm), lambda x, d: (x - 3 * torch.log(x) - 50 * torch.sqrt(2.2 - x)).sum(), 4)
+
+    def f(x, d):
+        return x - 3 * torch.log(x) - 50 * torch.sqrt(2.2 - x)
+
+    problem = Analytic(world(comm), lambda x, d: f(x, d).sum(), 4, residual=lambda x, d: torch.sqrt(f(x, d) + 100))
     solver = tree(f"{TREES[name][0]} -snes_max_it 50", problem)
     point = solver.solve(torch.full((4,), 2.0, dtype=torch.float64))
     assert solver.reason != Reason.CONVERGED_ITERATING
@@ -167,6 +183,7 @@ def test_wrong_starts_are_refused(comm, name):
 
 # Every option of every type, away from its default, changes what happens. (tree, option and value) by type.
 QN, SSB = "-snes_type qn", "-snes_type qn -snes_qn_type ssbroyden"
+GN = "-snes_type gn -snes_max_it 4"
 NPC = "-npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 2"
 NASM = "-snes_type nasm -dm_subdomains 2 -sub_snes_max_it 3"
 ADAM = "-snes_type torchoptim -snes_torchoptim_lr 0.1"
@@ -183,6 +200,15 @@ CHANGES = {
         "recycle": ("-snes_type nrichardson -npc_snes_type qn -npc_snes_max_it 2 -npc_snes_qn_recycle", "false"),
         "pairs": (f"{SSB} {NPC}", "both"),
         "curvature": (QN, "0.9"),
+    },
+    "gn": {
+        "regularization": (GN, "none"),
+        "linear": (GN, "cg"),
+        "damping": (GN, "1"),
+        "scaling": (GN, "diagonal"),
+        "recycle": ("-snes_type nrichardson -npc_snes_type gn -npc_snes_max_it 2 -npc_snes_gn_recycle", "false"),
+        "cg_max_it": (f"{GN} -snes_gn_linear cg", "2"),
+        "cg_rtol": (f"{GN} -snes_gn_linear cg", "0.9"),
     },
     "nasm": {
         "type": (NASM, "multiplicative"),
@@ -220,7 +246,7 @@ def test_an_option_away_from_its_default_changes_the_result(comm, kind, option):
     base = base.rsplit(" ", 1)[0] if base.endswith(f"_{option}") else base
 
     def end(options: str) -> torch.Tensor:
-        solver = tree(f"{options} -snes_max_it 12", least_squares(world(comm)))
+        solver = tree(f"-snes_max_it 12 {options}", least_squares(world(comm)))
         return solver.solve(torch.linspace(-1, 2, 6, dtype=torch.float64)).x
 
     assert not torch.equal(end(base), end(changed))

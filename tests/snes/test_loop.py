@@ -40,9 +40,11 @@ def test_each_test_gives_its_reason(comm, options, reason):
 
 def test_a_right_preconditioner_is_applied_before_the_step(comm):
     """With max_it 1 and no step to take after it, the result is the preconditioner's."""
-    options = "-npc_snes_type nrichardson -npc_snes_max_it 3 -snes_max_it 1"
+    options = "-npc_snes_type nrichardson -npc_snes_linesearch_memory 0 -npc_snes_max_it 3 -snes_max_it 1"
     composed = tree(f"-snes_type nrichardson -snes_npc_side right {options}", quadratic(world(comm))).solve(ones(8))
-    alone = tree("-snes_type nrichardson -snes_max_it 4", quadratic(world(comm))).solve(ones(8))
+    alone = tree("-snes_type nrichardson -snes_linesearch_memory 0 -snes_max_it 4", quadratic(world(comm))).solve(
+        ones(8)
+    )
     assert torch.equal(composed.x, alone.x)
 
 
@@ -118,7 +120,7 @@ def test_a_monitor_with_detail_prints_the_objective(comm, capsys):
         ),
         ("-snes_type nrichardson -npc_snes_type qn -snes_npc_lag 2", OptionsError, "preconditioner on the right"),
         ("-snes_type qn -snes_qn_type ssbfgs -snes_qn_momentum 0.5", OptionsError, "self-scaling needs steps along"),
-        ("-snes_type qm", OptionsError, "-snes_type.*nrichardson qn nasm torchoptim shell"),
+        ("-snes_type qm", OptionsError, "-snes_type.*nrichardson qn gn nasm torchoptim shell"),
         ("-snes_type qn -npc_snes_typ nasm", OptionsError, "did you mean -.*snes_type"),
         ("-snes_type qn -snes_nasm_damping 0.5", OptionsError, "unknown option -snes_nasm_damping"),
         ("-snes_type nasm -dm_subdomains 5", OptionsError, "-dm_subdomains 5: there are only 4 layers"),

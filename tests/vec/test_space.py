@@ -65,6 +65,19 @@ def test_slices_cover_the_vector_and_come_back_bitwise(comm) -> None:
         assert max(lengths) - min(lengths) <= 1
 
 
+@pytest.mark.parallel(1, 2, 3)
+def test_several_vectors_come_back_bitwise_in_one_exchange(comm) -> None:
+    c = Communicator(comm, Log(), "spin")
+    vectors = [whole(1003, seed) for seed in range(3)]
+    space = Sharded(c, 1003, torch.float64)
+    before = c.log.total.reductions
+    found = space.wholes(*(space.local(v) for v in vectors))
+    assert c.log.total.reductions - before == (c.size > 1)
+    assert all(torch.equal(a, b) and a.data_ptr() % 64 == 0 for a, b in zip(found, vectors, strict=True))
+    found = Replicated(1003, torch.float64).wholes(*vectors)
+    assert all(a is b for a, b in zip(found, vectors, strict=True))
+
+
 @pytest.mark.parallel(2, 3)
 def test_a_batch_of_products_is_one_reduction(comm) -> None:
     c = Communicator(comm, Log(), "spin")
