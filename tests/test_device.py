@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ml2hpc import kernels
+from ml2hpc import run as run_module
+from ml2hpc.apps import evaluate
+from ml2hpc.apps import pinn as pinn_app
 from ml2hpc.comm import Communicator
+from ml2hpc.errors import OptionsError
+from ml2hpc.io import store
+from ml2hpc.options import Database
 from ml2hpc.problem.interface import Problem, ShardedProblem
 from ml2hpc.problem.pinn import PinnProblem
+from ml2hpc.run import Run
 from ml2hpc.snes import SNES, Point
 from ml2hpc.vec import Layout
 from tests.problem.small import everyone, pinn
@@ -115,6 +125,83 @@ def test_ranks_exchange_through_the_host(comm: Any, name: str, sharded: bool) ->
         got = solved(tree(TREES[name] + FEW, stored(problem)), x)
         assert got.x.device == DEVICE
         assert torch.equal(got.x.cpu(), want.x)
+
+
+@pytest.fixture
+def on_the_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """-device cuda is the simulated device; signals and the hook for errors are as before afterwards."""
+    monkeypatch.setattr(Run, "_take_device", lambda run: DEVICE)
+    monkeypatch.setattr(signal, "signal", lambda number, action: None)
+    monkeypatch.setattr(run_module, "end_all_on_error", lambda: None)
+
+
+APP = (
+    "-pinn_engine jets -pinn_points 40 -pinn_chunk 30 -pinn_face_points 8 -net_depth 2 -net_width 4 "
+    "-npc_dm_subdomains 2 -npc_sub_snes_max_it 1 -pinn_conditions soft -pinn_error_interval 0 "
+    "-pinn_resample rad -pinn_resample_interval 1 -pinn_resample_candidates 2 "
+    "-pinn_adaptive_weights gradient -pinn_adaptive_weights_interval 1"
+)
+
+
+def parameters(path: Path) -> Tensor:
+    saved = store.read(path, "run")["checkpoint"]["parameters"]
+    return torch.cat([torch.from_numpy(v).reshape(-1) for v in saved.values()])
+
+
+def test_the_app_runs_and_restarts_on_a_device(
+    on_the_simulated: None, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New points, new weights, output, evaluation on the CPU and restart, all bit for bit."""
+    straight, first, host = (tmp_path / f"{name}.h5" for name in ("straight", "first", "host"))
+    with Simulation():
+        pinn_app.main(f"{APP} -snes_max_it 2 -snes_view -output {straight}".split())
+        assert "engine jets on meta, chunks of 30 points, recorded" in capsys.readouterr().out
+        pinn_app.main(f"{APP} -snes_max_it 1 -output {first}".split())
+        pinn_app.main(f"-restart {first} -snes_max_it 2 -output {first}".split())
+    assert torch.equal(parameters(first), parameters(straight))
+    monkeypatch.setattr(evaluate, "FASTEST", "jets")  # without the kernels, as above
+    points = tmp_path / "points.csv"
+    points.write_text("x,t\n0.25,0.5\n")
+    assert evaluate.main([str(straight), str(points), str(tmp_path / "values.csv")]) == 0
+    monkeypatch.setattr(Run, "_take_device", lambda run: HOST)
+    pinn_app.main(f"{APP} -snes_max_it 2 -output {host}".split())
+    assert torch.equal(parameters(host), parameters(straight))
+
+
+@pytest.mark.parallel(1, 2, 3)
+def test_ranks_take_the_gpus_in_turn(comm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr(run_module, "end_all_on_error", lambda: None)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    run = Run("pinn", ["-device", "cuda"])
+    assert taken == [run.device] == [torch.device("cuda", comm.rank % 2)]
+
+
+@pytest.mark.parallel(1, 2)
+@pytest.mark.parametrize(("built", "message"), [(False, "built without CUDA"), (True, "no GPU is visible")])
+def test_without_a_gpu_every_rank_is_told(
+    comm: Any, built: bool, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "end_all_on_error", lambda: None)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(OptionsError, match=f"-device cuda: .*{message}.*use -device cpu"):
+        Run("pinn", ["-device", "cuda"])
+
+
+def test_what_a_gpu_takes_by_default() -> None:
+    """The engine device, all points at once; engines that compute on the CPU are refused."""
+    with Simulation():
+        options = Database.from_dict({"pinn_engine": "jets"})
+        _, chosen, model, x = pinn_app.build(options, torch.float64, 0, DEVICE)
+        assert (chosen.chunk, model.device, model.graph, x.device) == (2**17, DEVICE, True, DEVICE)
+        with pytest.raises(OptionsError, match="-pinn_engine compiled: it computes on the CPU"):
+            pinn_app.build(Database.from_dict({"pinn_engine": "compiled"}), torch.float64, 0, DEVICE)
+    assert pinn_app.ON_GPU["engine"] == "device"
+    assert not pinn_app.build(Database.from_dict({}), torch.float64, 0)[2].graph
 
 
 @pytest.mark.parametrize("make", [torch.zeros, torch.ones, torch.empty])
