@@ -17,6 +17,8 @@
 # continues from the file named by -output (default run.h5; give it here, not in an option file). So does a new
 # submission while that file exists.
 #
+# On GPUs: sbatch --gpus-per-node=4 --ntasks-per-node=4 jobscripts/slurm.sh -device cuda (rank r takes GPU r modulo 4).
+#
 #   APP     module to run (default ml2hpc.apps.pinn)
 #   SRUN_MPI  what srun --mpi is given (default pmi2, which pip's mpich speaks; Open MPI wants pmix)
 set -euo pipefail
