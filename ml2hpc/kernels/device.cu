@@ -3,7 +3,7 @@
 
    The set of jets is part of the source, so loops over jets have fixed lengths; up to order 2 jets stay in registers. */
 
-typedef long long int64_t;
+#define int64_t long long /* whether or not the compiler knows the name */
 
 #define V T
 #define F(name) name

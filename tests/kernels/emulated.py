@@ -23,7 +23,6 @@ _BEFORE = """
 #define __global__
 #define __forceinline__ inline
 #define __restrict__
-#define int64_t emulated_int64
 static struct { long x, y; } blockIdx, threadIdx, gridDim, blockDim;
 """
 _AFTER = """
