@@ -214,7 +214,7 @@ def _segments(n: int, rows: int = _ROWS) -> list[tuple[int, int]]:
     S is the power of two closest to n / rows in ratio: neighbouring sizes are cut alike.
 
     >>> _segments(300)
-    [(0, 208), (208, 300)]
+    [(0, 216), (216, 300)]
     """
     count = 1 << min(max(round(math.log2(n / rows)), 0), _MOST.bit_length() - 1)
     bounds = [8 * round(n * math.sqrt(s / count) / 8) for s in range(count)] + [n]
