@@ -117,9 +117,11 @@ class PinnOptions:
         "how derivatives in the coordinates are computed; compiled where the package was built with a compiler, device "
         "with -device cuda",
     )
-    # Jets of 1250 points stay in a processor's cache.
-    chunk: int = option(
-        1250, "points evaluated at a time, the grain of the split over ranks; 131072 with -device cuda", at_least=1
+    chunk: int | None = option(
+        None,
+        "points evaluated at a time, the grain of the split over ranks (1250, fewer for networks whose jets would "
+        "leave the cache; 131072 with -device cuda)",
+        at_least=1,
     )
     # Hundreds of small operations cost a GPU more to start than to do.
     graph: bool = option(True, "with -device cuda or the engine device, record a chunk's evaluation once and replay it")
@@ -145,6 +147,15 @@ class PinnOptions:
     error_interval: int = option(10, "iterations between two errors in the history; 0 is at the end only", at_least=0)
 
 
+def chunk_for(net: NetworkOptions, dtype: torch.dtype) -> int:
+    """Return 1250 points, halved until the jets that a reverse pass needs take no more than 16 MiB. Not collective."""
+    point = 4 * net.depth * net.width * dtype.itemsize  # of value, two slopes and one operator
+    chunk = 1250
+    while chunk * point > 2**24 and chunk > 100:
+        chunk = -(-chunk // 2)
+    return chunk
+
+
 def build(
     database: Database, dtype: torch.dtype, seed: int, device: torch.device = CPU
 ) -> tuple[PDE, PinnOptions, Model, Tensor]:
@@ -164,7 +175,7 @@ def build(
     network = DenseNetwork(inputs, len(pde.fields), net, seed, dtype).to(device)
     layout = Layout(network)
     graph = options.graph and (options.engine == "device" or not on_host)
-    model = Model(pde, network, layout, options.engine, dtype, options.chunk, device, graph)
+    model = Model(pde, network, layout, options.engine, dtype, options.chunk or chunk_for(net, dtype), device, graph)
     return pde, options, model, layout.flatten(network)
 
 

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from ml2hpc.apps.pinn import chunk_for
 from ml2hpc.io import store
+from ml2hpc.problem.network import NetworkOptions
 
 SMALL = "-pinn_points 400 -pinn_chunk 50 -net_depth 3 -net_width 8 -npc_dm_subdomains 3 -pinn_error_interval 0"
 PROBLEMS = """
@@ -379,3 +382,11 @@ def test_a_run_of_the_users_problem_goes_on_from_another_folder(runs, tmp_path):
     )
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "run_solution.png").exists()
+
+
+@pytest.mark.parametrize(("depth", "width", "chunk"), [(8, 20, 1250), (6, 50, 1250), (10, 50, 625), (8, 400, 79)])
+def test_a_large_network_takes_fewer_points_at_a_time(depth, width, chunk):
+    """So that one chunk's jets, 4 numbers of 8 bytes a neuron, take 16 MiB at most."""
+    found = chunk_for(NetworkOptions(depth=depth, width=width), torch.float64)
+    assert found == chunk
+    assert found * 32 * depth * width <= 2**24
