@@ -384,7 +384,7 @@ def test_a_run_of_the_users_problem_goes_on_from_another_folder(runs, tmp_path):
     assert (tmp_path / "run_solution.png").exists()
 
 
-@pytest.mark.parametrize(("depth", "width", "chunk"), [(8, 20, 1250), (6, 50, 1250), (10, 50, 625), (8, 400, 79)])
+@pytest.mark.parametrize(("depth", "width", "chunk"), [(8, 20, 1250), (6, 50, 1250), (10, 50, 625), (8, 400, 157)])
 def test_a_large_network_takes_fewer_points_at_a_time(depth, width, chunk):
     """So that one chunk's jets, 4 numbers of 8 bytes a neuron, take 16 MiB at most."""
     found = chunk_for(NetworkOptions(depth=depth, width=width), torch.float64)
