@@ -30,6 +30,8 @@ Other solvers, by options alone (each file holds a tree):
     python -m ml2hpc.apps.pinn -options_file apps/options/mspqn.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/lbfgs.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/ssbroyden.opts
+    python -m ml2hpc.apps.pinn -options_file apps/options/ssbroyden_rad.opts
+    python -m ml2hpc.apps.pinn -options_file apps/options/mspqn_gn.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/adam.opts
 
 Other equations, or your own file with a class derived from `ml2hpc.problem.pde.PDE`:
@@ -390,6 +392,8 @@ def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, poi
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/mspqn.opts -snes_max_it 1
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/lbfgs.opts -snes_max_it 3
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/ssbroyden.opts -snes_max_it 3
+# test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/ssbroyden_rad.opts -snes_max_it 3
+# test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/mspqn_gn.opts -snes_max_it 1 -pinn_points 500
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/adam.opts -snes_max_it 3
 # test: python -m ml2hpc.apps.pinn -pinn_problem $CHECKOUT/apps/problems/heat.py:Heat -snes_type qn -snes_max_it 3
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -snes_type qn -pinn_resample rad -pinn_resample_interval 2 -snes_max_it 3
