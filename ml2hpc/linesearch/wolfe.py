@@ -57,10 +57,11 @@ class StrongWolfe(LineSearch):
 
     def _first(self) -> float:
         """Return the first trial."""
-        first = min(self.options.damping, self.maxlambda)
-        if not self.recent:
+        first, memory = min(self.options.damping, self.maxlambda), self.options.memory
+        recent = self.recent[-memory:] if memory else []  # a restart may bring more
+        if not recent:
             return first
-        mean = math.exp(sum(map(math.log, self.recent)) / len(self.recent))
+        mean = math.exp(sum(map(math.log, recent)) / len(recent))
         return mean if mean < _SHORT * first else first
 
     def _bracket(self, line: Line, step: float) -> Result:

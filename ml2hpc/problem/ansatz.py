@@ -16,6 +16,8 @@ from ml2hpc.problem.jet import Carried, Index, Jet, Operator, Points, RecordingJ
 from ml2hpc.problem.pde import PDE, Condition
 from ml2hpc.problem.samplers import sample
 
+_SIZES = (1e-2, 1.0, 10.0, 1e3)  # of random jets: residuals may change their form where a derivative is large or small
+
 
 @dataclass(frozen=True)
 class Term:
@@ -157,13 +159,18 @@ class Trial:
                 return value if factor == 1.0 else value / factor
             if index in self._absent:
                 return self._zero[: len(planes[0])]
-            name = "".join(self._pde.coordinates[axis] for axis in index)
-            raise UserError(
-                f"{type(self._pde).__name__} reads the derivative '{name}' at some points only; "
-                f"read it outside of any if, so that it is propagated"
-            )
+            raise _unread(self._pde, index)
 
         return Jet(self._pde.coordinates, lookup)
+
+
+def _unread(pde: PDE, index: Index) -> UserError:
+    """The error of a derivative that is read, but was not when the residual was tried."""
+    name = "".join(pde.coordinates[axis] for axis in index)
+    return UserError(
+        f"{type(pde).__name__} reads the derivative '{name}' at some points only; "
+        f"read it outside of any if, so that it is propagated"
+    )
 
 
 def _known(pde: PDE, name: str, x: Tensor, indices: tuple[Carried, ...]) -> dict[Carried, Tensor] | None:
@@ -277,15 +284,16 @@ def _operator(pde: PDE, full_name: str, term: Term, read: set[Index]) -> Operato
     """Return the operator L = sum_ik c_ik D_ik through which alone a residual depends on second derivatives, or None.
 
     Every component r has dr / du_ik = a c_ik for each field u, with one c for all and a constant a per component and
-    field: found by differentiation at all points, on two draws of random jets of different size, to 1e-12. Then r is
+    field: found by differentiation at all points, on draws of random jets of different size, to 1e-12. Then r is
     affine in the second derivatives and depends on them through L u only. So it is exact to carry L u in place of
-    them and to hand it out as c_ik u_ik for one ik, zero for the others. With third derivatives the single second
-    ones are carried anyway.
+    them and to hand it out as c_ik u_ik for one ik, zero for the others. The values must agree as well: steps and
+    detached tensors have no slope. With third derivatives the single second ones are carried anyway.
     """
     seconds = sorted(i for i in read if len(i) == 2)
     if len(seconds) < 2 or max(map(len, read)) > 2:
         return None
-    slopes = torch.cat([_slopes(pde, full_name, term, seconds, draw) for draw in (0, 1)], 2)
+    trials = [_Probe(pde, full_name, term, read, size) for size in _SIZES]
+    slopes = torch.cat([trial.slopes(seconds) for trial in trials], 2)
     if not len(slopes):
         return None
     first = slopes[:, :, 0]
@@ -297,34 +305,57 @@ def _operator(pde: PDE, full_name: str, term: Term, read: set[Index]) -> Operato
     proportional = bool(((first - multiples).abs() <= tolerance).all())
     if not (constant and proportional and bool((row.abs() > tolerance).all())):
         return None
-    return Operator(tuple(zip(seconds, factors.tolist(), strict=True)))
+    operator = Operator(tuple(zip(seconds, factors.tolist(), strict=True)))
+    return operator if all(trial.agrees(operator, float(row.abs().sum())) for trial in trials) else None
 
 
-def _slopes(pde: PDE, full_name: str, term: Term, seconds: Sequence[Index], draw: int) -> Tensor:
-    """Return dr / du_ik on random jets, shape (components * fields, seconds, n), in float64."""
-    generator = torch.Generator().manual_seed(draw)
-    drawn: list[dict[Index, Tensor]] = [{} for _ in range(len(pde.fields) * (1 if term.partner is None else 2))]
+class _Probe:
+    """A term's residual on random jets of one size at all its points, in float64."""
 
-    def jet(own: dict[Index, Tensor]) -> Jet:
-        def lookup(index: Index) -> Tensor:
-            if index not in own:
-                values = torch.randn(term.n, generator=generator, dtype=torch.float64)
-                own[index] = (10.0**draw * values).requires_grad_()
-            return own[index]
-
-        return Jet(pde.coordinates, lookup)
-
-    with torch.enable_grad():
-        fields = [jet(own) for own in drawn]
-        inputs = [field.derivative(*index) for field in fields for index in seconds]
-        p = Points(pde.coordinates, term.points.to(torch.float64))
-        values = residuals(guard.call(full_name, term.residual, p, *fields))
-        rows = [
-            torch.stack(torch.autograd.grad(value.sum(), inputs, retain_graph=True, materialize_grads=True))
-            for value in values
-            if value.requires_grad
+    def __init__(self, pde: PDE, full_name: str, term: Term, read: set[Index], size: float) -> None:
+        self._pde, self._name, self._term, self._size = pde, full_name, term, size
+        self._points = Points(pde.coordinates, term.points.to(torch.float64))
+        generator = torch.Generator().manual_seed(0)
+        self._jets = [
+            {i: size * torch.randn(term.n, generator=generator, dtype=torch.float64) for i in sorted(read)}
+            for _ in range(len(pde.fields) * (1 if term.partner is None else 2))
         ]
-    return torch.cat(rows).view(-1, len(seconds), term.n) if rows else torch.empty(0, len(seconds), term.n)
+
+    def _residuals(self, jets: Sequence[dict[Index, Tensor]]) -> tuple[Tensor, ...]:
+        def jet(own: dict[Index, Tensor]) -> Jet:
+            def lookup(index: Index) -> Tensor:
+                if index not in own:
+                    raise _unread(self._pde, index)
+                return own[index]
+
+            return Jet(self._pde.coordinates, lookup)
+
+        fields = [jet(own) for own in jets]
+        return residuals(guard.call(self._name, self._term.residual, self._points, *fields))
+
+    def slopes(self, seconds: Sequence[Index]) -> Tensor:
+        """Return dr / du_ik, shape (components * fields, seconds, n)."""
+        with torch.enable_grad():
+            jets = [{i: v.clone().requires_grad_() for i, v in own.items()} for own in self._jets]
+            inputs = [own[i] for own in jets for i in seconds]
+            rows = [
+                torch.stack(torch.autograd.grad(r.sum(), inputs, retain_graph=True, materialize_grads=True))
+                for r in self._residuals(jets)
+                if r.requires_grad
+            ]
+        n = self._term.n
+        return torch.cat(rows).view(-1, len(seconds), n) if rows else torch.empty(0, len(seconds), n)
+
+    def agrees(self, operator: Operator, slope: float) -> bool:
+        """Tell whether the operator in place of its second derivatives leaves the residual; `slope` is a |c|_1."""
+        (carrier, factor), *others = operator.terms
+        alone = [own | {carrier: operator.of(own.__getitem__) / factor} for own in self._jets]
+        for own in alone:
+            own |= {i: torch.zeros_like(own[i]) for i, _ in others}
+        return all(
+            torch.allclose(r, r_alone, rtol=1e-9, atol=1e-9 * self._size * slope, equal_nan=True)
+            for r, r_alone in zip(self._residuals(self._jets), self._residuals(alone), strict=True)
+        )
 
 
 def _met(pde: PDE, term: Term) -> bool:

@@ -135,7 +135,7 @@ class Method(ABC):
         """Take over a state that every rank has. Collective."""
 
     def resume(self, solver: SNES, point: Point) -> None:  # noqa: B027
-        """After `load`: the solve goes on from `point`. Not collective."""
+        """After `load`: the solve goes on from `point`. Collective if the space is sharded."""
 
     def view(self) -> list[str]:
         """Return lines for -snes_view. Not collective."""

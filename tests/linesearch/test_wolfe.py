@@ -208,3 +208,13 @@ def test_first_trial_is_at_most_damping(options: dict[str, float]) -> None:
         line = Counted(long(0.2))
         learning.search(line)
         assert line.gradients[0] == options.get("damping", 1.0)
+
+
+@pytest.mark.parametrize(("memory", "first"), [(0, 1.0), (1, 0.4), (2, 0.2)])
+def test_steps_of_a_longer_memory_are_left_out(memory: int, first: float) -> None:
+    """As after a restart with a smaller memory."""
+    learning = make("wolfe", memory=memory)
+    learning.recent = [0.01, 0.1, 0.4]
+    line = Counted(long(0.4))
+    learning.search(line)
+    assert line.gradients[0] == pytest.approx(first)

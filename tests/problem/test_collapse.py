@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ml2hpc.errors import UserError
 from ml2hpc.problem.ansatz import Term, Trial, collocate
 from ml2hpc.problem.equations import EQUATIONS
 from ml2hpc.problem.jet import Carried, Jet, Operator, Points, closure, derivatives
@@ -119,7 +120,12 @@ REFUSED = {
     "depends on a slope's size": lambda p, u: torch.where(u.x > 5.0, 2 * u.xx, u.xx) + u.yy,
     "differs by component": lambda p, u: (u.xx + u.yy, u.xx - u.yy),
     "with a third derivative": lambda p, u: u.xx + u.yy + u.xxy,
+    "depends on a large slope's size": lambda p, u: torch.where(u.x > 200.0, 2 * u.xx, u.xx) + u.yy,
+    "depends on a small slope's size": lambda p, u: torch.where((500 * u.x).abs() < 1.0, 2 * u.xx, u.xx) + u.yy,
     "reads and does not use": lambda p, u: u.xx + 0.0 * u.yy,
+    "has steps": lambda p, u: u.xx + u.yy + torch.floor(u.yy),
+    "has a part without slope": lambda p, u: u.xx + u.yy - 0.5 * u.yy.detach(),
+    "chooses by a second derivative": lambda p, u: u.xx + u.yy + torch.where(u.xx > 0, 1.0, 2.0) * p.x,
 }
 
 
@@ -130,6 +136,19 @@ def test_not_collapsed_where_the_combination(why: str) -> None:
     assert not any(isinstance(i, Operator) for i in term.indices)
     accepted = Plate(lambda p, u: (torch.sin(u) * u.x + 2 * u.xx - 4 * u.yy + p.x, u.y, u.yy - 0.5 * u.xx))
     assert terms_of(accepted)[0].indices[-1] == Operator((((0, 0), 1.0), ((1, 1), -2.0)))
+
+
+def test_a_large_nonlinear_part_does_not_hinder() -> None:
+    (term,) = terms_of(Plate(lambda p, u: u.xx + u.yy - torch.exp(u) + u**5 * u.x))
+    assert term.indices[-1] == Operator((((0, 0), 1.0), ((1, 1), 1.0)))
+
+
+def test_a_derivative_read_by_chance_is_named() -> None:
+    def residual(p: Points, u: Jet) -> Tensor:
+        return u.xx + u.yy + (u.xy if float(u.value.detach().max()) > 1.5 else 0.0)
+
+    with pytest.raises(UserError, match=r"Plate reads the derivative 'xy' at some points only; read it outside"):
+        terms_of(Plate(residual))
 
 
 def test_fields_with_different_second_derivatives_stay() -> None:
