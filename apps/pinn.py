@@ -59,6 +59,7 @@ Go on from a file, for twice as many iterations; look at the result:
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -141,9 +142,11 @@ class PinnOptions:
     # As published with self-scaled Broyden (CMAME 2025); power and offset as proposed with the method (CMAME 2023).
     resample_interval: int = option(500, "iterations of the outermost solver between two resamplings", at_least=1)
     resample_power: float = option(
-        1.0, "k in p ~ |r|^k / mean |r|^k + c; a larger one draws nearer peaks", at_least=0.0
+        1.0, "k in p ~ |r|^k / mean |r|^k + c; a larger one draws nearer peaks", at_least=0.0, below=math.inf
     )
-    resample_offset: float = option(1.0, "c there; a larger one spreads points more evenly", at_least=0.0)
+    resample_offset: float = option(
+        1.0, "c there; a larger one spreads points more evenly", at_least=0.0, below=math.inf
+    )
     # Costs about five gradients per resampling, one per cent of an interval.
     resample_candidates: int = option(10, "points to draw from, as a factor of -pinn_points", at_least=1)
     error_interval: int = option(10, "iterations between two errors in the history; 0 is at the end only", at_least=0)

@@ -464,7 +464,8 @@ class Run:
             self._checkpoint(solver, point, last=True)
         for node in nodes(solver):
             if node.viewer is not None:
-                self._show(node.viewer, node.view())
+                adapts = self._adaptation.view() if self._adaptation and node is solver else []
+                self._show(node.viewer, "\n".join([node.view(), *(f"  {line}" for line in adapts)]))
         if self.options.log_view is not None:
             logs = self.comm.gather(self.log)
             work = {node.prefix: node.work for node in nodes(solver)}

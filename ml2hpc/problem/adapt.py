@@ -104,6 +104,10 @@ class Adaptation(ABC):
         """Return what a history tells of the problem in force. Not collective."""
 
     @abstractmethod
+    def view(self) -> list[str]:
+        """Return lines that say how and how often the problem changes, for -snes_view. Not collective."""
+
+    @abstractmethod
     def state(self) -> Tree:
         """Return what `load` needs for the problem in force, the same on every rank. Not collective."""
 
@@ -199,6 +203,18 @@ class AdaptivePinn(Adaptation):
             found |= {f"weight_{name}": weight for name, weight in self.weights().items()}
         return found
 
+    def view(self) -> list[str]:
+        lines = []
+        if (r := self.resampling) is not None:
+            law = f"|r|^{r.power:g} / mean + {r.offset:g}"
+            lines.append(
+                f"points drawn anew {self.resampled} times: every {r.interval} iterations by {law} "
+                f"out of {r.candidates} times as many"
+            )
+        if (b := self.balancing) is not None:
+            lines.append(f"weights balanced every {b.interval} iterations, average={b.average:g}")
+        return lines
+
     def state(self) -> Tree:
         terms = self.problem.loss_terms
         return {
@@ -280,7 +296,8 @@ def residual_density(squared: Array, power: float, offset: float) -> Array:
 def draw(p: Array, n: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """Return n different numbers in 0..len(p)-1, sorted: drawn one after the other by the probabilities p.
 
-    Not collective. Of clocks that ring at random with the rates p, the first n to ring are such a draw.
+    Not collective. Of clocks that ring at random with the rates p, the first n to ring are such a draw. Where fewer
+    than n have a rate above 0, the first of the others complete it.
 
     References
     ----------

@@ -428,7 +428,9 @@ class PinnProblem(Problem):
         where = "" if self.model.device.type == "cpu" else f" on {self.model.device}"
         # An engine may tell more than its name.
         name = getattr(engine, "description", f"{self.model.engine_name}{where}")
-        points = ", ".join(f"{t.n} {t.name}" for t in self.loss_terms)
+        weights = [t.factor * t.n for t in self.loss_terms]
+        told = ["" if math.isclose(w, 1.0) else f" (weight {w:.3g})" for w in weights]
+        points = ", ".join(f"{t.n} {t.name}{w}" for t, w in zip(self.loss_terms, told, strict=True))
         how = ", recorded" if self.model.graph else ""
         return [f"engine {name}, chunks of {self.model.chunk} points{how}", f"points: {points}"]
 

@@ -183,7 +183,8 @@ class QuasiNewton(DirectionMethod):
             lines.append(f"Stored subspace size: {o.m}, scale type is {o.scale_type.upper()}")
         else:
             blocks = f" in {len(self._parts)} diagonal blocks, by layers" if o.blocks == "layers" else ""
-            lines.append(f"dense inverse{blocks}")
+            numbers = sum(n * (n + 1) // 2 for n in (part.stop - part.start for part in self._parts))
+            lines.append(f"dense inverse{blocks}: {numbers} numbers over all ranks")
         if o.momentum < 1.0:
             lines.append(f"momentum: {o.momentum:g} of the new direction")
         return [*lines, f"secant pairs from: {o.pairs}"]

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from ml2hpc.apps.pinn import chunk_for
+from ml2hpc.apps.pinn import PinnOptions, chunk_for
+from ml2hpc.errors import OptionsError
 from ml2hpc.io import store
+from ml2hpc.options import Database
 from ml2hpc.problem.network import NetworkOptions
 
 SMALL = "-pinn_points 400 -pinn_chunk 50 -net_depth 3 -net_width 8 -npc_dm_subdomains 3 -pinn_error_interval 0"
@@ -157,10 +159,11 @@ ADAPTIVE = (
 
 def test_a_restart_continues_exactly_while_points_and_weights_change(runs):
     """Files written before, at and after a change; each goes on, on other ranks, to the bits of the straight run."""
-    text = succeed(runs, 2, f"{ADAPTIVE} -snes_max_it 13 -output moving.h5 -log_view")
+    text = succeed(runs, 2, f"{ADAPTIVE} -snes_max_it 13 -output moving.h5 -log_view -snes_view")
     told = [line for line in text.splitlines() if line.startswith("pinn: iteration")]
     assert [line.split()[2] for line in told] == ["3,", "4,", "6,", "8,", "9,", "12,"]
     assert "resampling 3; weights residual 1, t0_value" in told[-1]
+    assert "  weights balanced every 3 iterations, average=0.9" in text.splitlines()
     assert any(line.startswith("Resample ") and line.split()[1] == "3" for line in text.splitlines())
     straight = store.read(runs / "moving.h5", "run")
     outer = straight["history"]["outer"]
@@ -390,3 +393,10 @@ def test_a_large_network_takes_fewer_points_at_a_time(depth, width, chunk):
     found = chunk_for(NetworkOptions(depth=depth, width=width), torch.float64)
     assert found == chunk
     assert found * 32 * depth * width <= 2**24
+
+
+@pytest.mark.parametrize("name", ["power", "offset"])
+def test_a_law_of_resampling_is_finite(name):
+    database = Database.from_sources(argv=[f"-pinn_resample_{name}", "inf"], environment={})
+    with pytest.raises(OptionsError, match="must be at least 0 and below inf"):
+        database.read(PinnOptions, stem="pinn_")

@@ -122,6 +122,10 @@ def test_a_loaded_state_goes_on_bitwise():
     assert torch.equal(first.problem.gradient(x), second.problem.gradient(x))
     assert first.columns() == second.columns()
     assert first.columns()["resampling"] == 2
+    assert first.view() == [
+        "points drawn anew 2 times: every 3 iterations by |r|^1 / mean + 1 out of 6 times as many",
+        "weights balanced every 2 iterations, average=0.9",
+    ]
     with pytest.raises(ValueError, match="other terms or points"):
         AdaptivePinn(pinn(n=80)[0], HOW, None).load(first.state())
 

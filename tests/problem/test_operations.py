@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -298,6 +299,9 @@ def test_view_names_engine_and_points() -> None:
     lines = ["engine jets, chunks of 16 points", "points: 40 residual, 9 x_periodic"]
     for other in (problem, problem.shift(x), problem.restrict(Block(problem.layers[1], ""))):
         assert other.view() == lines
+    residual, pairs = problem.loss_terms
+    heavier = PinnProblem(problem.comm, problem.model, [residual, replace(pairs, factor=2.5 / pairs.n)])
+    assert heavier.view()[1] == "points: 40 residual, 9 x_periodic (weight 2.5)"
     assert Span(problem, x, [x]).view() == []
 
 

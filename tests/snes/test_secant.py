@@ -381,7 +381,7 @@ def test_the_limited_memory_makes_two_passes_a_step(monkeypatch):
 def test_blocks_are_named_where_trees_are_compared(comm):
     layers = tree("-snes_type qn -snes_qn_type ssbroyden -snes_qn_blocks layers", rosenbrock(world(comm)))
     assert layers.brief() == "qn(ssbroyden, layers)"
-    assert "dense inverse in 3 diagonal blocks, by layers" in layers.view()
+    assert "dense inverse in 3 diagonal blocks, by layers: 9 numbers over all ranks" in layers.view()
     whole = tree("-snes_type qn -snes_qn_type ssbroyden", rosenbrock(world(comm)))
     assert whole.brief() == "qn(ssbroyden)"
     with pytest.raises(OptionsError, match="lbfgs keeps no matrix"):
