@@ -92,7 +92,11 @@ class Database:
 
     def given(self) -> dict[str, str]:
         """Return the options that somebody set, by name without dash, as `from_dict` takes them. Not collective."""
-        return {name: "true" if entry.value is None else entry.value for name, entry in self._in_force.items()}
+        # A name alone is true for a switch, empty for a viewer: what it stood for where it was read.
+        return {
+            name: self._canonical.get(name, "true") if entry.value is None else entry.value
+            for name, entry in self._in_force.items()
+        }
 
     def read(
         self,

@@ -268,3 +268,17 @@ def test_weaker_options_give_way_and_need_no_reader() -> None:
     assert db.check_unused() == ""
     assert db.given() == {"snes_qn_m": "3", "snes_qn_type": "bfgs", "gone": "1"}
     assert "-gone 1 # (source: restart file r)" in db.view_text()
+
+
+@dataclass(frozen=True)
+class Views:
+    view: str | None = option(None, "print the solver tree, [ascii][:file]", alone="")
+    steep: bool = option(False, "a switch")
+
+
+def test_what_was_given_without_a_value_is_given_again_as_it_was_read() -> None:
+    db = Database.from_string("-view -steep -unread")
+    assert db.read(Views).view == ""
+    assert db.given() == {"view": "", "steep": "true", "unread": "true"}
+    again = Database.from_string("").under(db.given(), "restart file r")
+    assert again.read(Views) == db.read(Views)
