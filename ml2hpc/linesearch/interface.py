@@ -126,7 +126,7 @@ class LineSearch(ABC):
         self.options = options
         self.max_it = self.default_max_it if options.max_it is None else options.max_it
         self.maxlambda = self.default_maxlambda if options.maxlambda is None else options.maxlambda
-        self.recent: list[float] = []  # accepted steps that the next search starts from, oldest first
+        self.recent: list[float] = []  # best steps of the last searches, which the next one starts from, oldest first
 
     def search(self, line: Line) -> Result:
         """Return the step, 0 with a reason if none was found; the number of evaluations is bounded. Collective."""

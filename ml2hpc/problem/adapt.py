@@ -354,6 +354,8 @@ def weighted(terms: Sequence[Term], text: str) -> list[Term]:
                 f"-pinn_weights {text}: give each term at most once, as name=weight with a weight above 0"
             )
         given[name] = weight
+    if text and not given:
+        raise OptionsError(f"-pinn_weights {text}: names no term; the loss has the terms {', '.join(by_name)}")
     return [replace(t, factor=given[t.name] / t.n) if t.name in given else t for t in terms]
 
 

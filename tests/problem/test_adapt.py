@@ -147,6 +147,7 @@ def test_weights_change_the_loss_as_stated():
     [
         ("x_periodik=2", "-pinn_weights x_periodik=2: the loss has the terms .*; did you mean x_periodic?"),
         ("residual=1,residual=2", "each term at most once"),
+        (",", "-pinn_weights ,: names no term; the loss has the terms residual"),
         ("residual", "as name=weight"),
         ("residual=ten", "as name=weight"),
         ("residual=0", "a weight above 0"),
