@@ -40,9 +40,11 @@ class GaussNewton(DirectionMethod):
     class Options:
         """Options `-snes_gn_*`."""
 
+        # Jacobians of networks are nearly singular: undamped steps are long where the linearization says nothing.
         regularization: Literal["lm", "none"] = option(
             "lm", "damp the step (Levenberg-Marquardt), or search along the undamped one"
         )
+        # Exact steps take the fewest iterations, while the matrix fits: 24 n^2 bytes on every rank with its factor.
         linear: Literal["dense", "cg"] = option(
             "dense", "factor the matrix, or conjugate gradients with its action where it is too large"
         )
@@ -74,6 +76,7 @@ class GaussNewton(DirectionMethod):
 
     def set_up(self, solver: SNES) -> None:
         solver.problem.linearize(solver.problem.space.zeros())  # refuses what is no sum of squares
+        self._n = solver.problem.space.n
         self._damping: float | None = None
         self._forcing = Forcing(self.options.cg_rtol)
 
@@ -151,7 +154,9 @@ class GaussNewton(DirectionMethod):
         how = "the line search chooses the step"
         if o.regularization == "lm":
             how = f"first damping {o.damping:g}, scaling is {o.scaling.upper()}, recycle is {o.recycle}"
-        inner = "" if o.linear == "dense" else f", at most {o.cg_max_it} actions, relative residual {o.cg_rtol:g}"
+        inner = f", a matrix of {self._n} x {self._n} on every rank"
+        if o.linear == "cg":
+            inner = f", at most {o.cg_max_it} actions, relative residual {o.cg_rtol:g}"
         return [f"regularization is {o.regularization.upper()}: {how}", f"linear solver is {o.linear.upper()}{inner}"]
 
 

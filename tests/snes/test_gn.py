@@ -181,6 +181,12 @@ def test_what_is_no_sum_of_squares_is_refused(comm):
         tree("-snes_type gn", problem)
 
 
+def test_the_view_tells_what_the_matrix_takes(comm):
+    assert "linear solver is DENSE, a matrix of 6 x 6 on every rank" in tree(GN, rosenbrock(world(comm))).view()
+    matrix_free = tree(f"{GN} -snes_gn_linear cg", rosenbrock(world(comm))).view()
+    assert "linear solver is CG, at most 50 actions, relative residual 0.1" in matrix_free
+
+
 def test_a_diagonal_needs_the_matrix(comm):
     with pytest.raises(OptionsError, match="-snes_gn_linear dense"):
         tree("-snes_type gn -snes_gn_scaling diagonal -snes_gn_linear cg", least_squares(world(comm)))
