@@ -14,10 +14,11 @@ from torch.nn.functional import pad
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.engine import Batch, Engine, Features, Window
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Carried
+from ml2hpc.problem.jet import Carried, order
 from ml2hpc.problem.jets import Hidden, JetBatch, JetsEngine, LayerMatrices, Workspace
 from ml2hpc.problem.network import DenseNetwork
 from ml2hpc.problem.neurons import WHOLE, neurons_on
+from ml2hpc.problem.plan import HIGHEST_ORDER
 from ml2hpc.vec import Layout
 
 
@@ -81,6 +82,10 @@ class DeviceEngine(Engine[DeviceBatch]):
         super().__init__(network, layout, features, indices, window)
         if not isinstance(network, DenseNetwork):
             raise UnsupportedError("the device engine propagates dense networks only; use -pinn_engine autograd")
+        if max(map(order, self.indices)) > HIGHEST_ORDER:
+            raise UnsupportedError(
+                f"the device engine carries derivatives up to order {HIGHEST_ORDER}; use -pinn_engine autograd"
+            )
         self._fused = _FusedEngine(network, layout, features, indices, self.window)
         self._jets = JetsEngine(network, layout, features, indices, window)  # keeps z itself, which tangents need
         self.description = f"device ({self._fused.kernels.description})"

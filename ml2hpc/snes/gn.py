@@ -7,6 +7,7 @@ shortest of those that solve the linearised problem.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -49,7 +50,9 @@ class GaussNewton(DirectionMethod):
             "dense", "factor the matrix, or conjugate gradients with its action where it is too large"
         )
         # Nielsen's choice for a start that may be far away; on PINNs 1e-5 fails more often, 0.1 ends at larger errors.
-        damping: float = option(1e-3, "first damping, relative to the curvature along the gradient (lm)", above=0.0)
+        damping: float = option(
+            1e-3, "first damping, relative to the curvature along the gradient (lm)", above=0.0, below=math.inf
+        )
         # The losses of PINNs fall alike with both; with the identity, parameters without influence stay.
         scaling: Literal["identity", "diagonal"] = option(
             "identity", "what is damped: all unknowns alike, or each by its own curvature (lm, dense)"

@@ -165,3 +165,9 @@ def test_without_a_library_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(kernels, "load", lambda: None)
     with pytest.raises(UnsupportedError, match="built without a C compiler; use -pinn_engine jets"):
         HostNeurons(((),), "tanh", torch.float64)
+
+
+@needs_library
+def test_what_it_cannot_carry_names_this_engine() -> None:
+    with pytest.raises(UnsupportedError, match=r"the device engine carries derivatives up to order 4; use"):
+        both(network_of(1), ((0,) * 5,))

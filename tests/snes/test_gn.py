@@ -187,6 +187,11 @@ def test_the_view_tells_what_the_matrix_takes(comm):
     assert "linear solver is CG, at most 50 actions, relative residual 0.1" in matrix_free
 
 
+def test_a_damping_is_finite(comm):
+    with pytest.raises(OptionsError, match="must be above 0 and below inf"):
+        tree(f"{GN} -snes_gn_damping inf", rosenbrock(world(comm)))
+
+
 def test_a_diagonal_needs_the_matrix(comm):
     with pytest.raises(OptionsError, match="-snes_gn_linear dense"):
         tree("-snes_type gn -snes_gn_scaling diagonal -snes_gn_linear cg", least_squares(world(comm)))
