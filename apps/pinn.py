@@ -396,7 +396,7 @@ def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, poi
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/lbfgs.opts -snes_max_it 3
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/ssbroyden.opts -snes_max_it 3
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/ssbroyden_rad.opts -snes_max_it 3
-# test: python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/mspqn_gn.opts -snes_max_it 1 -pinn_points 500
+# test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/mspqn_gn.opts -snes_max_it 1
 # test: python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/aspqn_gn.opts -snes_max_it 1 -pinn_points 500
 # test: python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/levenberg.opts -snes_max_it 1 -net_depth 3
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/adam.opts -snes_max_it 3
