@@ -16,7 +16,7 @@ def panels(n: int) -> Iterator[tuple[int, int]]:
     """Yield row ranges low, high of an (n, n) lower triangle, each range with few enough entries. Not collective.
 
     >>> list(panels(420)), list(panels(3021))
-    ([(0, 420)], [(0, 1472), (1472, 2304), (2304, 2944), (2944, 3021)])
+    ([(0, 420)], [(0, 1408), (1408, 2304), (2304, 2944), (2944, 3021)])
     """
     low = 0
     while low < n:
