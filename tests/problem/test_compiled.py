@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from itertools import combinations_with_replacement
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor
 from ml2hpc import kernels
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.autograd import AutogradEngine
-from ml2hpc.problem.compiled import CompiledEngine
+from ml2hpc.problem.compiled import CompiledEngine, _Plain
 from ml2hpc.problem.engine import Engine, Window
 from ml2hpc.problem.jet import Index, Operator
 from ml2hpc.problem.jets import JetsEngine
@@ -217,6 +219,41 @@ def test_points_do_not_see_each_other(n: int) -> None:
     assert torch.equal(whole[:, :, -1:], last)
 
 
+def test_a_kernel_reads_what_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folded parameters turn to NaN with their last reference."""
+    network = network_of(2, type="resnet", adaptive=True)
+    mine, oracle, parameters = both(network, ALL[2])
+    take = _Plain.take
+
+    def mortal(plain: _Plain, parameters: Tensor) -> Tensor:
+        found = take(plain, parameters)
+        weakref.finalize(found, found.detach().fill_, float("nan"))
+        return found
+
+    monkeypatch.setattr(_Plain, "take", mortal)
+    for got, want in zip(tangent_and_rows(mine, parameters), tangent_and_rows(oracle, parameters), strict=True):
+        assert relative(got, want) < 1e-12
+
+
+def test_cotangents_may_be_views() -> None:
+    mine, _, parameters = both(network_of(2), ALL[2])
+    batch = mine.batch(points(2))
+    jets = mine.forward(parameters, batch, reverse=True).clone()
+    view = torch.stack([jets, jets], -1)[..., 0]
+    found = []
+    for cotangent in (jets, view):
+        mine.tangent(parameters, parameters, batch)
+        gradient, action = torch.empty_like(parameters), torch.empty_like(parameters)
+        rows = torch.empty(len(parameters), batch.x.shape[1], dtype=torch.float64)
+        mine.reverse_tangent(parameters, parameters, batch, cotangent, cotangent, action)
+        mine.forward(parameters, batch, reverse=True)
+        mine.reverse(parameters, batch, cotangent, gradient)
+        mine.rows(parameters, batch, cotangent, rows)
+        found.append(torch.cat([gradient, action, rows.flatten()]))
+    assert not view.is_contiguous()
+    assert torch.equal(*found)
+
+
 def test_terms() -> None:
     assert terms_of(((), (0,), (1,), (0, 1))) == [(3, (1, 2), 1.0)]
     assert sum(factor for _, _, factor in terms_of(tuple((0,) * k for k in range(5)))) == 1 + 4 + 14
@@ -226,6 +263,8 @@ def test_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of(1)
     with pytest.raises(UnsupportedError, match=r"order 4; use -pinn_engine autograd"):
         CompiledEngine(network, Layout(network), features, ((0,) * 5,))
+    with pytest.raises(UnsupportedError, match=r"at most, and the equation needs 91; use -pinn_engine jets"):
+        CompiledEngine(network, Layout(network), features, tuple(combinations_with_replacement(range(12), 2)))
     other = torch.nn.Linear(2, 2)
     with pytest.raises(UnsupportedError, match="dense networks only"):
         CompiledEngine(other, Layout(other), features, ((),))
