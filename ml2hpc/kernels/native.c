@@ -29,7 +29,7 @@ int ml2hpc_abi(void) { return ABI; }
 #endif
 #define DO_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
-#define UNROLL DO_PRAGMA(unroll)
+#define UNROLL /* it unrolls loops of known length unasked */
 #else
 #define UNROLL DO_PRAGMA(GCC unroll 8)
 #endif
