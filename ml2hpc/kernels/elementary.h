@@ -1,7 +1,8 @@
 /* exp, tanh, sine with cosine, and the normal distribution, on vectors.
 
    Reductions and polynomials after Cody and Waite (1980) and Moshier's Cephes library of methods; errors below 3 units
-   in the last place. Arguments that the reduction of sine cannot take go to libm, one by one. */
+   in the last place, of 1 for sine and cosine near their zeros but 0. Arguments that the reduction of sine cannot take
+   go to libm, one by one. */
 
 static inline V F(splat)(T x)
 {
@@ -148,5 +149,7 @@ static inline V F(normal)(V x, V *density)
     for (long i = 0; i < LANES; i++)
         distribution[i] = (T)(0.5 * erfc(-0.70710678118654752440 * (double)x[i]));
     *density = (T)0.39894228040143267794 * F(exponential)((T)-0.5 * x * x);
+    /* Zero where the exponential ends: powers of x as factors would bring what is left there back. */
+    *density = F(choose)(F(absolute)(x) > (IS_DOUBLE ? (T)37.6 : (T)13.1), F(splat)((T)0.0), *density);
     return distribution;
 }

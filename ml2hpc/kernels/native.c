@@ -19,7 +19,6 @@ int ml2hpc_abi(void) { return ABI; }
 #define JOIN3(a, b, c) JOIN3_(a, b, c)
 #define F(name) JOIN3(name, TYPE, ISA)
 
-
 #if defined(__clang__)
 #define TARGET_BEGIN(features) \
     DO_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
@@ -30,7 +29,7 @@ int ml2hpc_abi(void) { return ABI; }
 #endif
 #define DO_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
-#define UNROLL DO_PRAGMA(unroll)
+#define UNROLL /* it unrolls loops of known length unasked */
 #else
 #define UNROLL DO_PRAGMA(GCC unroll 8)
 #endif
@@ -77,7 +76,11 @@ TARGET_BEGIN("avx2,fma")
 #undef SQUARE
 TARGET_END
 
+#if defined(__clang__) /* ignores all of a list in which it does not know one word */
+TARGET_BEGIN("avx512f,avx512dq,avx512vl,avx2,fma")
+#else
 TARGET_BEGIN("avx512f,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
 #define ISA avx512
 #define VECTOR_BYTES 64
 #define ROWS 5

@@ -3,8 +3,9 @@
    Compiled for vectors of a processor and, point by point, for CUDA: POINTS runs over the vectors of a row, or over the
    points of a thread. Planes of a row (value, first derivatives, ...) are `strip` numbers apart. */
 
-#define MOST_JETS 70 /* all derivatives up to order 4 in 4 coordinates */
-#define HIGHEST 7    /* sigma and its derivatives up to order 6 */
+#define MOST_JETS 70   /* all derivatives up to order 4 in 4 coordinates; problem/plan.py refuses more */
+#define MOST_CURVED 16 /* jets of the path for order 2, as in problem/plan.py */
+#define HIGHEST 7      /* sigma and its derivatives up to order 6 */
 
 /* What is kept of sigma at z: enough to form every derivative without another exponential. */
 INLINE long F(basis)(int activation)
@@ -140,7 +141,7 @@ INLINE void F(neuron_curved)(int activation, long jets, long quadratic, const Te
                              T *y, const T *below, long strip)
 {
     POINTS(p, strip) {
-        V kept[3], s[3] = {{0}}, jet[16];
+        V kept[3], s[3] = {{0}}, jet[MOST_CURVED];
         F(neuron_kept)(activation, z + p, more + p, strip, kept);
         F(derive)(activation, quadratic ? 2 : 1, kept, s);
         jet[0] = s[0];
@@ -182,7 +183,7 @@ INLINE void F(neuron_curved_reverse)(int activation, long jets, long quadratic, 
                                      const T *more, const T *g, T *gz, long strip)
 {
     POINTS(p, strip) {
-        V kept[3], s[4] = {{0}}, out[16], along = {0}, square = {0};
+        V kept[3], s[4] = {{0}}, out[MOST_CURVED], along = {0}, square = {0};
         F(neuron_kept)(activation, z + p, more + p, strip, kept);
         F(derive)(activation, quadratic ? 3 : 2, kept, s);
         out[0] = s[1] * *(const V *)(g + p);

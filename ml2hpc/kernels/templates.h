@@ -16,6 +16,7 @@ typedef INTEGER VI __attribute__((vector_size(VECTOR_BYTES)));
 #include "symmetric.h"
 #undef BY_ACTIVATION
 #undef MOST_JETS
+#undef MOST_CURVED
 #undef HIGHEST
 #undef POINTS
 #undef FUNCTION

@@ -1,16 +1,15 @@
-/* Threads that wait between calls. Tasks are dealt in any order; each writes to places of its own. */
+/* Threads that wait between calls. Tasks are dealt in any order; each writes to places of its own. Calls from several
+   threads take turns. */
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <unistd.h>
 
 typedef void Task(void *context, long number, long thread);
 
 static struct {
     pthread_mutex_t lock, one_call;
     pthread_cond_t begin, end;
-    pid_t owner; /* a forked child has none of its parent's threads */
-    int started, wanted, busy;
+    int started, wanted, busy, watched;
     unsigned long round;
     Task *task;
     void *context;
@@ -45,13 +44,34 @@ static void *work(void *argument)
     return 0;
 }
 
+/* A fork waits for the call under way. The child has none of the workers, but the conditions would still wait for them:
+   it begins anew. */
+static void before_fork(void)
+{
+    pthread_mutex_lock(&pool.one_call);
+    pthread_mutex_lock(&pool.lock);
+}
+
+static void after_fork(void)
+{
+    pthread_mutex_unlock(&pool.lock);
+    pthread_mutex_unlock(&pool.one_call);
+}
+
+static void after_fork_in_child(void)
+{
+    pool.started = 0;
+    pthread_cond_init(&pool.begin, 0);
+    pthread_cond_init(&pool.end, 0);
+    pthread_mutex_init(&pool.lock, 0);
+    pthread_mutex_init(&pool.one_call, 0);
+}
+
 /* Start what is missing of `threads` - 1 workers; return how many threads there are. */
 static int complete_pool(int threads)
 {
-    if (pool.owner != getpid()) {
-        pool.owner = getpid();
-        pool.started = 0;
-    }
+    if (!pool.watched)
+        pool.watched = pthread_atfork(before_fork, after_fork, after_fork_in_child) == 0;
     while (pool.started < threads - 1) {
         pthread_t thread;
         if (pthread_create(&thread, 0, work, (void *)(intptr_t)(pool.started + 1)))

@@ -8,6 +8,8 @@ layer and forms the rest again.
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +19,10 @@ from ml2hpc import kernels
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.engine import Batch, Engine, Features, Window
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Carried, order
+from ml2hpc.problem.jet import Carried
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.network import SLOPE, DenseNetwork
-from ml2hpc.problem.plan import HIGHEST_ORDER, Layer, Plan, plan_of
+from ml2hpc.problem.plan import Layer, Plan, plan_of
 from ml2hpc.vec import Layout
 
 _TILE_BYTES = 48 * 1024  # jets of one layer and strip: two or three tiles stay in the second-level cache
@@ -36,18 +38,18 @@ class CompiledBatch(Batch):
         self.below: Tensor | None = None  # once frozen
 
 
-class _Arena:
-    """Memory that grows on demand, shared by all engines of a type: only one batch is under way at a time."""
+class _Arena(threading.local):
+    """Memory that grows on demand, shared by a thread's engines of a type: only one batch is under way at a time."""
 
     def __init__(self) -> None:
         self._blocks: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def take(self, name: str, n: int, dtype: torch.dtype) -> int:
-        """Return the address of n numbers."""
+    def take(self, name: str, n: int, dtype: torch.dtype) -> Tensor:
+        """Return at least n numbers."""
         block = self._blocks.get((name, dtype))
         if block is None or block.numel() < n:
             block = self._blocks[name, dtype] = aligned(n, dtype)
-        return block.data_ptr()
+        return block
 
 
 _ARENA = _Arena()
@@ -61,8 +63,17 @@ def aligned(n: int, dtype: torch.dtype) -> Tensor:
     return block[start : start + n]
 
 
+def _call(kernel: Callable[..., None], *arguments: Tensor | int | None) -> None:
+    """Call a kernel with the tensors' addresses; `arguments` keeps the tensors alive until it returns."""
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    assert all(t.is_contiguous() for t in tensors), "kernels read consecutive numbers"
+    kernel(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
 class CompiledEngine(Engine[CompiledBatch]):
     """Jets of a `DenseNetwork` up to order 4, for any number of coordinates.
+
+    An engine is for one thread at a time; engines of different threads do not meet.
 
     Attributes
     ----------
@@ -89,16 +100,12 @@ class CompiledEngine(Engine[CompiledBatch]):
             )
         if not isinstance(network, DenseNetwork):
             raise UnsupportedError("the compiled engine propagates dense networks only; use -pinn_engine autograd")
-        if max(map(order, self.indices)) > HIGHEST_ORDER:
-            raise UnsupportedError(
-                f"the compiled engine carries derivatives up to order {HIGHEST_ORDER}; use -pinn_engine autograd"
-            )
         self.description = f"compiled ({library.instruction_set})"
         self._dtype = layout.flatten(network).dtype
         self._functions(library)
-        self._twin = JetsEngine(network, layout, features, indices, window)  # for higher derivatives and costs
         self._plain = _Plain(network, layout, self.window)
         self._plan = self._describe()
+        self._twin = JetsEngine(network, layout, features, indices, window)  # for higher derivatives and costs
         self._address = ctypes.addressof(self._plan)
         self._plan.strip = 1
         self._plan.strip = self._strip(self._address, _TILE_BYTES)
@@ -147,7 +154,7 @@ class CompiledEngine(Engine[CompiledBatch]):
     def batch(self, x: Tensor) -> CompiledBatch:
         jets = self.feature_jets(x).to(self._dtype).contiguous()
         packed = aligned(self._packed(self._address, len(jets), x.shape[1]), self._dtype)
-        self._pack(self._address, len(jets), x.shape[1], jets.data_ptr(), packed.data_ptr())
+        _call(self._pack, self._address, len(jets), x.shape[1], jets, packed)
         return CompiledBatch(x, packed)
 
     def freeze(self, parameters: Tensor, batch: CompiledBatch) -> None:
@@ -157,42 +164,22 @@ class CompiledEngine(Engine[CompiledBatch]):
         if batch.below is None:
             width = self.network.stack[first - 1].weight.shape[0]
             batch.below = aligned(self._packed(self._address, width, n), self._dtype)
-        plan = self._plan
-        plan.first = 0
-        self._prefix(
-            self._address,
-            self._plain.take(parameters).data_ptr(),
-            batch.features.data_ptr(),
-            n,
-            first,
-            self._scratch_at(),
-            batch.below.data_ptr(),
-        )
-        plan.first = first
+        plain = self._plain.take(parameters)
+        self._plan.first = 0
+        _call(self._prefix, self._address, plain, batch.features, n, first, self._scratch_of(), batch.below)
+        self._plan.first = first
 
     def forward(self, parameters: Tensor, batch: CompiledBatch, *, reverse: bool) -> Tensor:
-        return self._jets(parameters, None, batch, self._state_at(batch, 0) if reverse else None)
+        return self._jets(self._plain.take(parameters), None, batch, self._state_of(batch, 0) if reverse else None)
 
     def reverse(self, parameters: Tensor, batch: CompiledBatch, cotangent: Tensor, out: Tensor) -> None:
-        plain = self._plain
-        gradient = plain.gradient(out)
-        self._reverse(
-            self._address,
-            plain.take(parameters).data_ptr(),
-            None,
-            self._entering(batch),
-            batch.x.shape[1],
-            self._state_at(batch, 0),
-            self._scratch_at(),
-            cotangent.contiguous().data_ptr(),
-            None,
-            gradient.data_ptr(),
-        )
-        plain.give(parameters, gradient, out)
+        gradient = self._plain.gradient(out)
+        self._pull(self._plain.take(parameters), None, batch, cotangent, None, gradient)
+        self._plain.give(parameters, gradient, out)
 
     def tangent(self, parameters: Tensor, direction: Tensor, batch: CompiledBatch) -> Tensor:
         moved = self._plain.push(parameters, direction)
-        return self._jets(parameters, moved, batch, self._state_at(batch, 1))
+        return self._jets(self._plain.take(parameters), moved, batch, self._state_of(batch, 1))
 
     def reverse_tangent(
         self,
@@ -204,45 +191,23 @@ class CompiledEngine(Engine[CompiledBatch]):
         out: Tensor,
     ) -> None:
         plain = self._plain
-        moved = plain.push(parameters, direction)
-        action = torch.empty(plain.stop - plain.start, dtype=self._dtype)
-        address, entering, state = self._address, self._entering(batch), self._state_at(batch, 1)
-        arguments = (plain.take(parameters).data_ptr(), moved.data_ptr(), entering, batch.x.shape[1], state)
-        pair = cotangent.contiguous(), cotangent_tangent.contiguous()
-        scratch = self._scratch_at()
-        self._reverse(address, *arguments, scratch, pair[0].data_ptr(), pair[1].data_ptr(), action.data_ptr())
+        point, moved = plain.take(parameters), plain.push(parameters, direction)
+        action = plain.gradient(out)
+        self._pull(point, moved, batch, cotangent, cotangent_tangent, action)
         if not plain.folded:
-            out.copy_(action)
             return
-        gradient = torch.empty_like(action)
-        zeros = torch.zeros_like(pair[0])
-        still = torch.zeros_like(moved)
-        self._jets(parameters, still, batch, state)
-        self._reverse(
-            address,
-            arguments[0],
-            still.data_ptr(),
-            *arguments[2:],
-            scratch,
-            zeros.data_ptr(),
-            pair[0].data_ptr(),
-            gradient.data_ptr(),
-        )
+        # The plain gradient is the action of no movement on a cotangent that changes by the cotangent itself.
+        gradient, still = torch.empty_like(action), torch.zeros_like(moved)
+        self._jets(point, still, batch, self._state_of(batch, 1))
+        self._pull(point, still, batch, torch.zeros_like(cotangent), cotangent, gradient)
         plain.give_tangent(parameters, direction, gradient, action, out)
 
     def rows(self, parameters: Tensor, batch: CompiledBatch, cotangent: Tensor, out: Tensor) -> None:
         plain, n = self._plain, batch.x.shape[1]
         found = torch.empty(plain.stop - plain.start, n, dtype=self._dtype) if plain.folded else out
-        self._rows(
-            self._address,
-            plain.take(parameters).data_ptr(),
-            self._entering(batch),
-            n,
-            self._state_at(batch, 0),
-            self._scratch_at(),
-            cotangent.contiguous().data_ptr(),
-            found.data_ptr(),
-        )
+        point, entering, cotangent = plain.take(parameters), self._entering(batch), cotangent.contiguous()
+        state, scratch = self._state_of(batch, 0), self._scratch_of()
+        _call(self._rows, self._address, point, entering, n, state, scratch, cotangent, found)
         plain.give(parameters, found, out)
 
     def differentiable(self, parameters: Tensor, batch: CompiledBatch) -> Tensor:
@@ -253,34 +218,41 @@ class CompiledEngine(Engine[CompiledBatch]):
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _jets(self, parameters: Tensor, direction: Tensor | None, batch: CompiledBatch, state: int | None) -> Tensor:
+    def _jets(self, plain: Tensor, direction: Tensor | None, batch: CompiledBatch, state: Tensor | None) -> Tensor:
         n = batch.x.shape[1]
         out = torch.empty(self.network.stack[-1].weight.shape[0], len(self.indices), n, dtype=self._dtype)
-        self._forward(
-            self._address,
-            self._plain.take(parameters).data_ptr(),
-            None if direction is None else direction.data_ptr(),
-            self._entering(batch),
-            n,
-            state,
-            self._scratch_at(),
-            out.data_ptr(),
-        )
+        entering, scratch = self._entering(batch), self._scratch_of()
+        _call(self._forward, self._address, plain, direction, entering, n, state, scratch, out)
         return out
 
-    def _entering(self, batch: CompiledBatch) -> int:
-        if self.window.first == 0:
-            return batch.features.data_ptr()
-        assert batch.below is not None, "freeze comes first"
-        return batch.below.data_ptr()
+    def _pull(
+        self,
+        plain: Tensor,
+        direction: Tensor | None,
+        batch: CompiledBatch,
+        cotangent: Tensor,
+        change: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """Write the gradient in the plain parameters over `out`; with a direction and a change, its tangent."""
+        state = self._state_of(batch, 0 if direction is None else 1)
+        call, n = (self._reverse, self._address), batch.x.shape[1]
+        where = (plain, direction, self._entering(batch), n, state, self._scratch_of())
+        _call(*call, *where, cotangent.contiguous(), None if change is None else change.contiguous(), out)
 
-    def _state_at(self, batch: CompiledBatch, tangent: int) -> int:
+    def _entering(self, batch: CompiledBatch) -> Tensor:
+        if self.window.first == 0:
+            return batch.features
+        assert batch.below is not None, "freeze comes first"
+        return batch.below
+
+    def _state_of(self, batch: CompiledBatch, tangent: int) -> Tensor:
         n = batch.x.shape[1]
         if n not in self._sizes:
             self._sizes[n] = (self._state(self._address, n, 0), self._state(self._address, n, 1))
         return _ARENA.take("state", self._sizes[n][tangent] + 1, self._dtype)
 
-    def _scratch_at(self) -> int:
+    def _scratch_of(self) -> Tensor:
         return _ARENA.take("scratch", self._scratch(self._address), self._dtype)
 
 
@@ -311,7 +283,6 @@ class _Plain:
             (slice(a, a + n), slice(layout.layers[k].start, layout.layers[k].start + n), slopes.get(k))
             for k, (a, n) in enumerate(zip(bounds, sizes, strict=False))
         ]
-        self._folded_vector = torch.empty(0)
 
     def take(self, parameters: Tensor) -> Tensor:
         """Return the plain parameters."""
@@ -321,7 +292,6 @@ class _Plain:
         for plain, flat, slope in self._layers:
             k = 1.0 if slope is None else SLOPE * parameters[slope]
             torch.mul(parameters[flat], k, out=out[plain])
-        self._folded_vector = out  # alive as long as a kernel may read it
         return out
 
     def push(self, parameters: Tensor, direction: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 
+from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.jet import Carried, Index, Operator, order, partitions
 
 ACTIVATIONS = ("tanh", "sin", "silu", "gelu")  # numbered as in plan.h
 HIGHEST_ORDER = 4
 _GENERAL, _CURVED, _DIAGONAL = range(3)  # sets of jets, as in plan.h
-_MOST_DIAGONAL, _MOST_CURVED = 5, 16  # jets
+_MOST_DIAGONAL, _MOST_CURVED, _MOST_JETS = 5, 16, 70  # the first as in plan.h, the others as in neuron.h
 
 JetTerm = tuple[int, tuple[int, ...], float]
 """Of a jet through sigma: its place, the places of the factors, their multiplicity."""
@@ -89,7 +90,21 @@ def plan_of(carried: tuple[Carried, ...], activation: str, **others: int) -> Pla
     """Return the plan of jets through an activation; `others` are further fields by name.
 
     The structure keeps its table of terms alive.
+
+    Raises
+    ------
+    UnsupportedError
+        If there are more jets, or higher ones, than the kernels have room for.
     """
+    if max(map(order, carried)) > HIGHEST_ORDER:
+        raise UnsupportedError(
+            f"compiled kernels carry derivatives up to order {HIGHEST_ORDER}; use -pinn_engine autograd"
+        )
+    if len(carried) > _MOST_JETS:
+        raise UnsupportedError(
+            f"compiled kernels carry {_MOST_JETS} derivatives at most, and the equation needs {len(carried)}; "
+            "use -pinn_engine jets"
+        )
     found = terms_of(carried)
     table = (Term * max(len(found), 1))(
         *(Term(j, len(of), (ctypes.c_int64 * HIGHEST_ORDER)(*of), factor) for j, of, factor in found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from itertools import combinations_with_replacement
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor
 from ml2hpc import kernels
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.autograd import AutogradEngine
-from ml2hpc.problem.compiled import CompiledEngine
+from ml2hpc.problem.compiled import CompiledEngine, _Plain
 from ml2hpc.problem.engine import Engine, Window
 from ml2hpc.problem.jet import Index, Operator
 from ml2hpc.problem.jets import JetsEngine
@@ -150,7 +152,7 @@ def tangent_and_rows(engine: Engine[Any], parameters: Tensor) -> tuple[Tensor, T
 
 
 @pytest.mark.parametrize("options", NETWORKS, ids=lambda o: "-".join(map(str, o.values())))
-@pytest.mark.parametrize(("first", "last"), [(0, 5), (1, 4), (4, 5)])
+@pytest.mark.parametrize(("first", "last"), [(0, 5), (1, 3), (1, 4), (4, 5)])
 def test_tangent_and_rows(instruction_set: str, first: int, last: int, options: dict[str, Any]) -> None:
     network = network_of(2, **options)
     mine, oracle, parameters = both(network, ALL[2], first, last)
@@ -182,6 +184,19 @@ def test_activations_to_the_last_digits(instruction_set: str, activation: str, d
     digits = torch.finfo(dtype).eps
     size = want.abs() if activation in ("tanh", "sin") else x[0].double().abs()
     assert float(((got - want).abs() / (digits * size + torch.finfo(dtype).tiny)).max()) < 4.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("activation", ["tanh", "silu", "gelu"])
+def test_flat_far_out(instruction_set: str, activation: str, dtype: torch.dtype) -> None:
+    """No power of a large argument meets what an exponential leaves."""
+    network = DenseNetwork(1, 1, NetworkOptions(depth=1, width=1, activation=activation), 0, dtype)  # type: ignore[arg-type]
+    parameters = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=dtype)
+    engine = CompiledEngine(network, Layout(network), lambda y: y, ((0,) * 4,))
+    x = torch.tensor([[-1e9, -1e4, 1e4, 1e9]], dtype=dtype)
+    jets = engine.forward(parameters, engine.batch(x), reverse=False)[0]
+    assert engine.indices[2:] == ((0,) * 2, (0,) * 3, (0,) * 4)
+    assert float(jets[2:].abs().max()) < 1e-20
 
 
 def test_not_a_number_is_seen(instruction_set: str) -> None:
@@ -217,6 +232,41 @@ def test_points_do_not_see_each_other(n: int) -> None:
     assert torch.equal(whole[:, :, -1:], last)
 
 
+def test_a_kernel_reads_what_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folded parameters turn to NaN with their last reference."""
+    network = network_of(2, type="resnet", adaptive=True)
+    mine, oracle, parameters = both(network, ALL[2])
+    take = _Plain.take
+
+    def mortal(plain: _Plain, parameters: Tensor) -> Tensor:
+        found = take(plain, parameters)
+        weakref.finalize(found, found.detach().fill_, float("nan"))
+        return found
+
+    monkeypatch.setattr(_Plain, "take", mortal)
+    for got, want in zip(tangent_and_rows(mine, parameters), tangent_and_rows(oracle, parameters), strict=True):
+        assert relative(got, want) < 1e-12
+
+
+def test_cotangents_may_be_views() -> None:
+    mine, _, parameters = both(network_of(2), ALL[2])
+    batch = mine.batch(points(2))
+    jets = mine.forward(parameters, batch, reverse=True).clone()
+    view = torch.stack([jets, jets], -1)[..., 0]
+    found = []
+    for cotangent in (jets, view):
+        mine.tangent(parameters, parameters, batch)
+        gradient, action = torch.empty_like(parameters), torch.empty_like(parameters)
+        rows = torch.empty(len(parameters), batch.x.shape[1], dtype=torch.float64)
+        mine.reverse_tangent(parameters, parameters, batch, cotangent, cotangent, action)
+        mine.forward(parameters, batch, reverse=True)
+        mine.reverse(parameters, batch, cotangent, gradient)
+        mine.rows(parameters, batch, cotangent, rows)
+        found.append(torch.cat([gradient, action, rows.flatten()]))
+    assert not view.is_contiguous()
+    assert torch.equal(*found)
+
+
 def test_terms() -> None:
     assert terms_of(((), (0,), (1,), (0, 1))) == [(3, (1, 2), 1.0)]
     assert sum(factor for _, _, factor in terms_of(tuple((0,) * k for k in range(5)))) == 1 + 4 + 14
@@ -226,6 +276,8 @@ def test_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of(1)
     with pytest.raises(UnsupportedError, match=r"order 4; use -pinn_engine autograd"):
         CompiledEngine(network, Layout(network), features, ((0,) * 5,))
+    with pytest.raises(UnsupportedError, match=r"at most, and the equation needs 91; use -pinn_engine jets"):
+        CompiledEngine(network, Layout(network), features, tuple(combinations_with_replacement(range(12), 2)))
     other = torch.nn.Linear(2, 2)
     with pytest.raises(UnsupportedError, match="dense networks only"):
         CompiledEngine(other, Layout(other), features, ((),))
