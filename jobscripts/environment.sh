@@ -4,7 +4,8 @@
 #     set_up mpi plot          # extras of setup.cfg
 #
 # Afterwards the shell stands in the checkout, the environment is first in PATH and "$MPIRUN" launches ranks.
-# Nothing is installed again while setup.cfg, pyproject.toml, constraints.txt, the interpreter and the MPI stay the same.
+# Nothing is installed again while setup.cfg, pyproject.toml, constraints.txt, the C sources, the interpreter and the MPI
+# stay the same.
 #
 #   ML2HPC_VENV   folder of the virtual environment (default: .venv in the checkout)
 #   PYTHON        interpreter to build it with (default: the first of python3, python3.13 ... python3.10 that is >= 3.10)
@@ -134,7 +135,7 @@ choose_mpi() {
 
 installation_key() {
     {
-        cat setup.cfg pyproject.toml constraints.txt
+        cat setup.cfg pyproject.toml constraints.txt ml2hpc/kernels/*.[ch]
         printf '%s\n' "$CHECKOUT" "$MPI_CHOICE"
         python -VV
     } | cksum
