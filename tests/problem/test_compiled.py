@@ -160,7 +160,7 @@ def test_tangent_and_rows(instruction_set: str, first: int, last: int, options: 
         assert relative(got, want) < 1e-12
 
 
-@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+@pytest.mark.parametrize("activation", ["tanh", "sin", "silu", "gelu"])
 def test_tangent_and_rows_in_order_four(activation: str) -> None:
     network = network_of(2, activation=activation, type="resnet", adaptive=True, depth=2, width=3)
     mine, _, parameters = both(network, HIGH[1], 1, 3)
