@@ -176,8 +176,8 @@ def test_activations_to_the_last_digits(instruction_set: str, activation: str, d
     network = DenseNetwork(1, 1, NetworkOptions(depth=1, width=1, activation=activation), 0, dtype)  # type: ignore[arg-type]
     layout = Layout(network)
     parameters = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=dtype)
-    small = 10.0 ** torch.linspace(-12, 2, 600)
-    x = torch.cat([small, -small, torch.linspace(-45, 45, 900)]).to(dtype)[None]
+    sizes = 10.0 ** torch.linspace(-12, 12, 900, dtype=torch.float64)
+    x = torch.cat([sizes, -sizes, torch.linspace(-45, 45, 900)]).to(dtype)[None]
     engine = CompiledEngine(network, layout, lambda y: y, ((),))
     got = engine.forward(parameters, engine.batch(x), reverse=False)[0, 0].double()
     want = network.activation.value(x[0].double())
