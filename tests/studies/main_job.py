@@ -24,8 +24,8 @@ BASE = (
     "-options_left no -seed"
 )
 TREES = {
-    "k_s 5, outer L-BFGS 10 (the main job)": "-npc_sub_snes_max_it 5 -snes_max_it 120",
-    "k_s 10, outer L-BFGS 10": "",
+    "k_s 10, outer L-BFGS 10 (the main job)": "",
+    "k_s 5, outer L-BFGS 10": "-npc_sub_snes_max_it 5 -snes_max_it 120",
     "k_s 20, outer L-BFGS 10": "-npc_sub_snes_max_it 20",
     "k_s 10, outer L-BFGS 3": "-snes_qn_m 3",
     "k_s 10, outer SS-Broyden": "-snes_qn_type ssbroyden",

@@ -143,7 +143,7 @@ METHODS = {
         schwarz=True,
     ),
     "aspqn_ssb": Method(
-        "ASPQN, SS-Broyden", NPC + "-npc_dm_subdomains {S} -npc_sub_snes_max_it 5 " + SSB, schwarz=True
+        "ASPQN, SS-Broyden", NPC + "-npc_dm_subdomains {S} -npc_sub_snes_max_it 10 " + SSB, schwarz=True
     ),
     "aspqn_long": Method(
         "ASPQN, SS-Broyden, 20 steps", NPC + "-npc_dm_subdomains {S} -npc_sub_snes_max_it 20 " + SSB, schwarz=True
