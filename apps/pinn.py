@@ -87,9 +87,9 @@ from ml2hpc.vec import CPU, Layout
 Tree = dict[str, Any]
 Array = NDArray[np.float64]
 
-# The main job, by measurement (tests/studies/main_job.py): self-scaled Broyden inside, carried; 10 local steps reach the
-# published accuracy with half the reductions of 5 and 20 % fewer evaluations; 20 save no further reductions. An explicit
-# -snes_type replaces the whole tree.
+# The main job, by measurement (tests/studies/main_job.py): self-scaled Broyden inside, carried. 10 local steps reach
+# the published accuracy with half the reductions of 5 and 20 % fewer evaluations; 20 save no further reductions.
+# An explicit -snes_type replaces the whole tree.
 TREE: dict[str, Any] = {
     "snes_type": "qn",
     "snes_max_it": 60,
