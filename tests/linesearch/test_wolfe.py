@@ -84,15 +84,17 @@ def descend(search_: LineSearch, iterations: int) -> tuple[float, list[Line], li
     return f, lines, steps
 
 
-def test_rosenbrock() -> None:
-    f, lines, steps = descend(make("wolfe"), 36)
+@pytest.mark.parametrize(("memory", "most"), [(0, 55), (3, 60)])
+def test_rosenbrock(memory: int, most: int) -> None:
+    """BFGS by hand. Its steps are full ones: there is nothing to learn, and a memory may cost little."""
+    f, lines, steps = descend(make("wolfe", memory=memory), 36)
     assert f < 1e-15
     for line, step in zip(lines, steps, strict=True):
         value, slope = line.both(step)
         assert value <= line.f + 1e-4 * step * line.slope
         assert abs(slope) <= 0.9 * abs(line.slope)
     evaluations = sum(len(line._gradients) - 1 for line in lines)
-    assert evaluations <= 60
+    assert evaluations <= most
 
 
 # ---- round-off -------------------------------------------------------------------------------------------------------

@@ -43,7 +43,16 @@ TREES = {
     "qn bfgs": ("-snes_type qn -snes_qn_type bfgs", 40, 1e-8),
     "qn ssbfgs": ("-snes_type qn -snes_qn_type ssbfgs", 40, 1e-8),
     "qn ssbroyden": ("-snes_type qn -snes_qn_type ssbroyden", 40, 1e-8),
-    "qn ssbroyden by layers": ("-snes_type qn -snes_qn_type ssbroyden -snes_qn_blocks layers", 1000, 1e-8),
+    "qn ssbroyden by layers": (
+        "-snes_type qn -snes_qn_type ssbroyden -snes_qn_blocks layers -snes_linesearch_memory 0",
+        400,
+        1e-8,
+    ),
+    "qn ssbroyden by layers, learnt steps": (
+        "-snes_type qn -snes_qn_type ssbroyden -snes_qn_blocks layers",
+        1000,
+        1e-8,
+    ),
     "qn, right nasm": ("-snes_type qn -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 5", 30, 1e-8),
     "qn, left nasm": (
         "-snes_type qn -snes_npc_side left -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 30",

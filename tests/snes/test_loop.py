@@ -39,7 +39,10 @@ def test_each_test_gives_its_reason(comm, options, reason):
 
 
 def test_a_right_preconditioner_is_applied_before_the_step(comm):
-    """With max_it 1 and no step to take after it, the result is the preconditioner's."""
+    """With max_it 1 and no step to take after it, the result is the preconditioner's.
+
+    Each has a line search of its own, so neither may learn from steps before.
+    """
     options = "-npc_snes_type nrichardson -npc_snes_linesearch_memory 0 -npc_snes_max_it 3 -snes_max_it 1"
     composed = tree(f"-snes_type nrichardson -snes_npc_side right {options}", quadratic(world(comm))).solve(ones(8))
     alone = tree("-snes_type nrichardson -snes_linesearch_memory 0 -snes_max_it 4", quadratic(world(comm))).solve(

@@ -137,11 +137,16 @@ def test_the_known_product_is_used_only_for_the_same_vector():
     torch.testing.assert_close(inverse.apply(other), entries(inverse) @ other, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize(("memory", "factor"), [(0, 0.1), (3, 0.2)])
 @pytest.mark.parametrize("kind", ["lbfgs", "bfgs", "ssbfgs", "ssbroyden"])
-def test_quasi_newton_is_superlinear(comm, kind):
-    """Once near the minimum the gradient falls by more than 5 per step on average, without exact searches."""
+def test_quasi_newton_is_superlinear(comm, kind, memory, factor):
+    """Once near the minimum the gradient falls by more than 10 per step on average, without exact searches.
+
+    By more than 5 where the first trial is learnt: it takes a few steps to come back to the full one.
+    """
     m = "-snes_qn_m 30" if kind == "lbfgs" else ""
-    solver = tree(f"-snes_type qn -snes_qn_type {kind} {m} -snes_rtol 1e-10 -snes_max_it 200", rosenbrock(world(comm)))
+    options = f"-snes_qn_type {kind} {m} -snes_linesearch_memory {memory} -snes_rtol 1e-10 -snes_max_it 200"
+    solver = tree(f"-snes_type qn {options}", rosenbrock(world(comm)))
     norms = []
 
     def note(s, point, norm, update):
@@ -151,7 +156,7 @@ def test_quasi_newton_is_superlinear(comm, kind):
     solver.observe = note
     solver.solve(torch.full((6,), 0.8, dtype=torch.float64))
     assert len(norms) < 60
-    assert (norms[-1] / norms[-5]) ** 0.25 < 0.2
+    assert (norms[-1] / norms[-5]) ** 0.25 < factor
 
 
 @pytest.mark.parametrize("kind", ["lbfgs", "bfgs", "ssbfgs", "ssbroyden"])
