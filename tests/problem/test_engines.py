@@ -55,7 +55,7 @@ def evaluate(engine: Engine[Any], parameters: Tensor, x: Tensor) -> tuple[Tensor
     return jets, out
 
 
-def compare(network: DenseNetwork, indices: tuple[Carried, ...], dim: int, tolerance: float) -> None:
+def assert_agree(network: DenseNetwork, indices: tuple[Carried, ...], dim: int, tolerance: float) -> None:
     layout = Layout(network)
     parameters = perturbed(layout, network)
     x = points(dim, parameters.dtype)
@@ -78,12 +78,12 @@ def compare(network: DenseNetwork, indices: tuple[Carried, ...], dim: int, toler
 @pytest.mark.parametrize("kind", ["mlp", "resnet"])
 @pytest.mark.parametrize("activation", ["tanh", "sin", "silu", "gelu"])
 def test_engines_agree(activation: str, kind: str, adaptive: bool) -> None:
-    compare(network_of(2, activation=activation, type=kind, adaptive=adaptive), ALL[2], 2, 1e-12)
+    assert_agree(network_of(2, activation=activation, type=kind, adaptive=adaptive), ALL[2], 2, 1e-12)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 4])
 def test_engines_agree_in_one_to_four_coordinates(dim: int) -> None:
-    compare(network_of(dim, type="resnet", adaptive=True), ALL[dim], dim, 1e-12)
+    assert_agree(network_of(dim, type="resnet", adaptive=True), ALL[dim], dim, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def test_engines_agree_in_one_to_four_coordinates(dim: int) -> None:
     [((),), ((0,),), ((0,), (2,)), ((1, 1),), ((0, 2),), ((0, 0), (0, 1)), ((1,), (0, 2), (1, 2), (2, 2))],
 )
 def test_engines_agree_for_some_derivatives(indices: tuple[Carried, ...]) -> None:
-    compare(network_of(3), indices, 3, 1e-12)
+    assert_agree(network_of(3), indices, 3, 1e-12)
 
 
 @pytest.mark.parametrize("indices", [(WAVE,), ((0, 1), WAVE), ((2, 2), CROSSED), (CROSSED, WAVE)])
 @pytest.mark.parametrize("kind", ["mlp", "resnet"])
 def test_engines_agree_on_operators(kind: str, indices: tuple[Carried, ...]) -> None:
-    compare(network_of(3, type=kind), indices, 3, 1e-12)
+    assert_agree(network_of(3, type=kind), indices, 3, 1e-12)
 
 
 def test_an_operator_is_the_combination_of_its_second_derivatives() -> None:
@@ -111,12 +111,12 @@ def test_an_operator_is_the_combination_of_its_second_derivatives() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_engines_agree_on_shallow_networks(depth: int) -> None:
-    compare(network_of(2, depth=depth), ALL[2], 2, 1e-12)
+    assert_agree(network_of(2, depth=depth), ALL[2], 2, 1e-12)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "sin", "silu", "gelu"])
 def test_engines_agree_in_single_precision(activation: str) -> None:
-    compare(network_of(2, dtype=torch.float32, activation=activation, adaptive=True), ALL[2], 2, 1e-4)
+    assert_agree(network_of(2, dtype=torch.float32, activation=activation, adaptive=True), ALL[2], 2, 1e-4)
 
 
 def test_gradient_of_a_slope_that_vanishes() -> None:
@@ -200,12 +200,12 @@ def test_batches_of_other_lengths_do_not_disturb() -> None:
 @pytest.mark.parametrize("kind", ["mlp", "resnet"])
 @pytest.mark.parametrize("dim", [1, 2, 3, 4])
 def test_engines_agree_up_to_order_four(dim: int, kind: str) -> None:
-    compare(network_of(dim, type=kind, depth=2, width=3, adaptive=kind == "resnet"), HIGH[dim], dim, 1e-12)
+    assert_agree(network_of(dim, type=kind, depth=2, width=3, adaptive=kind == "resnet"), HIGH[dim], dim, 1e-12)
 
 
 @pytest.mark.parametrize("activation", ["sin", "silu", "gelu"])
 def test_activations_agree_up_to_order_four(activation: str) -> None:
-    compare(network_of(2, depth=2, activation=activation), HIGH[2], 2, 1e-12)
+    assert_agree(network_of(2, depth=2, activation=activation), HIGH[2], 2, 1e-12)
 
 
 def test_highest_derivatives_against_differences() -> None:
