@@ -6,7 +6,7 @@ Children get their parent's prefix plus a role word: `npc_` for a preconditioner
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields, make_dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from ml2hpc import linesearch
@@ -22,23 +22,15 @@ from ml2hpc.snes.torchoptim import TorchOptim
 
 TYPES: dict[str, type[Method]] = {t.name: t for t in (NRichardson, QuasiNewton, GaussNewton, Nasm, TorchOptim, Shell)}
 
-Name = Literal["nrichardson", "qn", "gn", "nasm", "torchoptim", "shell"]
+_NAMES: Any = tuple(TYPES)
 
+_Type: Any = make_dataclass("_Type", [("type", Literal[_NAMES], option("qn", "nonlinear solver"))], frozen=True)
 
-@dataclass(frozen=True)
-class _Type:
-    """Option `-snes_type`."""
-
-    type: Name = option("qn", "nonlinear solver")
-
-
-@dataclass(frozen=True)
-class _Preconditioner:
-    """Option `-npc_snes_type`."""
-
-    snes_type: Literal["none", "nrichardson", "qn", "gn", "nasm", "torchoptim", "shell"] = option(
-        "none", "nonlinear preconditioner (NPC)"
-    )
+_Preconditioner: Any = make_dataclass(
+    "_Preconditioner",
+    [("snes_type", Literal[("none", *_NAMES)], option("none", "nonlinear preconditioner (NPC)"))],
+    frozen=True,
+)
 
 
 T = TypeVar("T")

@@ -12,6 +12,7 @@ from ml2hpc.io.tree import from_image, to_image
 from ml2hpc.options import Database
 from ml2hpc.snes import TYPES, Reason, create
 from ml2hpc.snes.interface import Point
+from tests.snes.contracts import CHANGES, TREES
 from tests.snes.problems import (
     Analytic,
     double_well,
@@ -22,66 +23,6 @@ from tests.snes.problems import (
     world,
 )
 
-STEP = f"{__file__}:descend"
-
-
-def descend(problem, x, g):
-    """A user's step for `shell`."""
-    return x - 5e-3 * g
-
-
-SUB = "-sub_snes_type qn -sub_snes_max_it 5"
-# One or more trees for every type: options, iterations allowed on the quadratic, factor of the gradient norm reached.
-TREES = {
-    "nrichardson": ("-snes_type nrichardson", 400, 1e-6),
-    "nrichardson, left nasm": (
-        "-snes_type nrichardson -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 5",
-        1500,
-        1e-6,
-    ),
-    "qn": ("-snes_type qn", 60, 1e-8),
-    "qn bfgs": ("-snes_type qn -snes_qn_type bfgs", 40, 1e-8),
-    "qn ssbfgs": ("-snes_type qn -snes_qn_type ssbfgs", 40, 1e-8),
-    "qn ssbroyden": ("-snes_type qn -snes_qn_type ssbroyden", 40, 1e-8),
-    "qn ssbroyden by layers": (
-        "-snes_type qn -snes_qn_type ssbroyden -snes_qn_blocks layers -snes_linesearch_memory 0",
-        400,
-        1e-8,
-    ),
-    "qn ssbroyden by layers, learnt steps": (
-        "-snes_type qn -snes_qn_type ssbroyden -snes_qn_blocks layers",
-        1000,
-        1e-8,
-    ),
-    "qn, right nasm": ("-snes_type qn -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 5", 30, 1e-8),
-    "qn, left nasm": (
-        "-snes_type qn -snes_npc_side left -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 30",
-        100,
-        1e-8,
-    ),
-    "qn, right multiplicative nasm": (
-        "-snes_type qn -npc_snes_type nasm -npc_snes_nasm_type multiplicative -npc_dm_subdomains 2",
-        30,
-        1e-8,
-    ),
-    "gn": ("-snes_type gn", 30, 1e-8),
-    "gn cg": ("-snes_type gn -snes_gn_linear cg", 60, 1e-8),
-    "gn none": ("-snes_type gn -snes_gn_regularization none", 3, 1e-8),
-    "gn none cg": ("-snes_type gn -snes_gn_regularization none -snes_gn_linear cg", 30, 1e-8),
-    "gn, right nasm of gn": (
-        "-snes_type gn -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_type gn -npc_sub_snes_max_it 1",
-        30,
-        1e-8,
-    ),
-    "nasm": (f"-snes_type nasm -dm_subdomains 2 {SUB}", 1500, 1e-6),
-    "nasm multiplicative": (f"-snes_type nasm -snes_nasm_type multiplicative -dm_subdomains 2 {SUB}", 1500, 1e-6),
-    "nasm layerwise": (f"-snes_type nasm -snes_nasm_combine layerwise -dm_subdomains 2 {SUB}", 1500, 1e-6),
-    "nasm subspace": (f"-snes_type nasm -snes_nasm_combine subspace -dm_subdomains 2 {SUB}", 1500, 1e-6),
-    "nasm average": (f"-snes_type nasm -snes_nasm_combine average -dm_subdomains 2 {SUB}", 1500, 1e-6),
-    "torchoptim": ("-snes_type torchoptim -snes_torchoptim_lr 0.03 -snes_torchoptim_decay 0.5", 3000, 1e-4),
-    "torchoptim lbfgs": ("-snes_type torchoptim -snes_torchoptim_name lbfgs -snes_torchoptim_lr 0.1", 200, 1e-6),
-    "shell": (f"-snes_type shell -snes_shell_step {STEP}", 3000, 1e-4),
-}
 COMMON = "-snes_stol 0 -snes_max_funcs 100000"
 
 
@@ -188,57 +129,6 @@ def test_wrong_starts_are_refused(comm, name):
         solver.solve(torch.zeros(7, dtype=torch.float64))
     with pytest.raises(UserError, match="float64"):
         solver.solve(torch.zeros(8, dtype=torch.float32))
-
-
-# Every option of every type, away from its default, changes what happens. (tree, option and value) by type.
-QN, SSB = "-snes_type qn", "-snes_type qn -snes_qn_type ssbroyden"
-GN = "-snes_type gn -snes_max_it 4"
-NPC = "-npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 2"
-NASM = "-snes_type nasm -dm_subdomains 2 -sub_snes_max_it 3"
-ADAM = "-snes_type torchoptim -snes_torchoptim_lr 0.1"
-CHANGES = {
-    "qn": {
-        "type": (QN, "bfgs"),
-        "blocks": (SSB, "layers"),
-        "m": (QN, "2"),
-        "scale_type": (QN, "none"),
-        "restart_type": (f"{QN} -snes_qn_restart 3", "periodic"),
-        "restart": (f"{QN} -snes_qn_restart_type periodic", "4"),
-        "powell_gamma": (f"{QN} -snes_qn_restart_type powell", "0.01"),
-        "momentum": (QN, "0.9"),
-        "recycle": ("-snes_type nrichardson -npc_snes_type qn -npc_snes_max_it 2 -npc_snes_qn_recycle", "false"),
-        "pairs": (f"{SSB} {NPC}", "both"),
-        "curvature": (QN, "0.9"),
-    },
-    "gn": {
-        "regularization": (GN, "none"),
-        "linear": (GN, "cg"),
-        "damping": (GN, "1"),
-        "scaling": (GN, "diagonal"),
-        "recycle": ("-snes_type nrichardson -npc_snes_type gn -npc_snes_max_it 2 -npc_snes_gn_recycle", "false"),
-        "cg_max_it": (f"{GN} -snes_gn_linear cg", "2"),
-        "cg_rtol": (f"{GN} -snes_gn_linear cg", "0.9"),
-    },
-    "nasm": {
-        "type": (NASM, "multiplicative"),
-        "damping": (f"{NASM} -snes_linesearch_type none", "0.7"),
-        "combine": (NASM, "average"),
-    },
-    "torchoptim": {
-        "name": (ADAM, "SGD"),
-        "lr": ("-snes_type torchoptim", "0.2"),
-        "arguments": (ADAM, "'{betas: [0.5, 0.9]}'"),
-        "decay": (ADAM, "0.01"),
-        "batch": (ADAM, "4"),
-        "seed": (f"{ADAM} -snes_torchoptim_batch 4", "7"),
-        "recycle": (
-            "-snes_type nrichardson -npc_snes_type torchoptim -npc_snes_torchoptim_lr 0.1 -npc_snes_torchoptim_recycle",
-            "false",
-        ),
-    },
-    "shell": {"step": ("-snes_type shell", STEP)},
-    "nrichardson": {},
-}
 
 
 def test_every_option_of_every_type_is_tried():

@@ -9,8 +9,8 @@ from ml2hpc.snes import SNES, Reason
 from ml2hpc.snes.dense import DenseInverse
 from ml2hpc.snes.nasm import Nasm
 from ml2hpc.snes.qn import QuasiNewton
+from tests.snes.contracts import TREES
 from tests.snes.problems import Analytic, least_squares, matrix, quadratic, rosenbrock, tree, world
-from tests.snes.test_contract import TREES
 
 
 def start(n: int = 8) -> torch.Tensor:

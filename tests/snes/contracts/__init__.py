@@ -1,0 +1,19 @@
+"""What a solver type states for its contract, one module for each, of the type's name.
+
+TREES
+    One or more trees of the type: {name: (options, iterations allowed on the quadratic, factor of the gradient norm)}.
+CHANGES
+    For every option of the type, a tree and a value that change what it does: {option: (options, value)}.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from ml2hpc.snes import TYPES
+
+_MODULES = {name: import_module(f"{__name__}.{name}") for name in TYPES}
+TREES: dict[str, tuple[str, int, float]] = {
+    name: tree for module in _MODULES.values() for name, tree in module.TREES.items()
+}
+CHANGES: dict[str, dict[str, tuple[str, str]]] = {name: module.CHANGES for name, module in _MODULES.items()}
