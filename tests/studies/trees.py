@@ -1,0 +1,212 @@
+"""A study of solver trees: Burgers 8 x 20 on 10,000 points, one tree a row, error against path evaluations.
+
+    python tests/studies/trees.py [--only qn ngmres] [--seeds 0 1 2] [--evaluations 2000] [--output trees]
+
+Every tree starts from the same network and points and stops after so many path evaluations, or core-seconds. A path
+evaluation is a loss with its gradient, what subdomains do side by side counted once; a loss alone counts as a third, a
+Hessian action, exact or Gauss-Newton, as two. The table has the relative L2 error at several counts, core-seconds, and what it took to
+4.6e-4, the published accuracy of L-BFGS (SIAM J. Sci. Comput. 46, 2024). A run that is done is kept and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml2hpc.io import store
+
+OPTIONS = Path(__file__).parents[2] / "apps" / "options"
+TARGET = 4.6e-4
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+DASHES = ("-", "--", ":", "-.")
+ENDLESS = (
+    "-snes_max_it 1000000 -snes_rtol 0 -snes_stol 0 -pinn_error_interval 1 -checkpoint_interval 1e9 -options_left no"
+)
+
+MSPQN = "-npc_snes_type nasm -npc_snes_nasm_type multiplicative -npc_dm_subdomains 2 -npc_sub_snes_max_it 20"
+ASPQN = "-npc_snes_type nasm -npc_dm_subdomains 8 -npc_sub_snes_max_it 10"
+SSB = "-snes_qn_type ssbroyden"
+LOCAL = "-npc_sub_snes_type qn -npc_sub_snes_qn_type ssbroyden"
+TREES = {
+    "adam": ("Adam", f"-options_file {OPTIONS / 'adam.opts'}"),
+    "nrichardson": ("Richardson, wolfe", "-snes_type nrichardson -snes_linesearch_type wolfe"),
+    "ncg": ("NCG, prp", "-snes_type ncg"),
+    "anderson": ("Anderson", "-snes_type anderson"),
+    "ngmres": ("NGMRES", "-snes_type ngmres"),
+    "ngs": ("Gauss-Seidel by layers", "-snes_type ngs"),
+    "lbfgs": ("L-BFGS, m = 100", "-snes_type qn -snes_qn_m 100"),
+    "ssbroyden": ("SS-Broyden", f"-snes_type qn {SSB}"),
+    "gn": ("Levenberg-Marquardt, CG", "-snes_type gn -snes_gn_linear cg"),
+    "newtonls": ("Newton, line search", "-snes_type newtonls"),
+    "newtontr": ("Newton, trust region", "-snes_type newtontr"),
+    "lsr1": ("L-SR1, trust region", "-snes_type newtontr -snes_tr_qn lsr1"),
+    "sr1": ("SR1, trust region", "-snes_type newtontr -snes_tr_qn sr1"),
+    "aspin": ("ASPIN", "-snes_type aspin -npc_dm_subdomains 2"),
+    "aspqn": ("ASPQN: L-BFGS + nasm 8", f"-snes_type qn {ASPQN} {LOCAL}"),
+    "mspqn": ("MSPQN: L-BFGS + nasm 2", f"-snes_type qn {MSPQN} {LOCAL}"),
+    "mspqn_ssb": ("SS-Broyden + multiplicative nasm 2", f"-snes_type qn {SSB} {MSPQN} {LOCAL}"),
+    "mspqn_gn": ("MSPQN, Gauss-Newton inside", f"-options_file {OPTIONS / 'mspqn_gn.opts'}"),
+    "ngmres_aspqn": ("NGMRES + nasm 8", f"-snes_type ngmres {ASPQN} {LOCAL}"),
+    "ngmres_mspqn": ("NGMRES + multiplicative nasm 2", f"-snes_type ngmres {MSPQN} {LOCAL}"),
+    "anderson_mspqn": ("Anderson + multiplicative nasm 2", f"-snes_type anderson {MSPQN} {LOCAL}"),
+    "ngmres_ssb": (
+        "NGMRES + SS-Broyden",
+        "-snes_type ngmres -npc_snes_type qn -npc_snes_qn_type ssbroyden -npc_snes_max_it 10",
+    ),
+    "newtontr_mspqn": (
+        "SR1 trust region + multiplicative nasm 2",
+        f"-snes_type newtontr -snes_tr_qn sr1 {MSPQN} {LOCAL}",
+    ),
+    "composite": (
+        "SS-Broyden + composite of nasm 8 and SS-Broyden",
+        (
+            f"-snes_type qn {SSB} -npc_snes_type composite -npc_snes_composite_sneses nasm,qn "
+            "-npc_sub_0_dm_subdomains 8 -npc_sub_0_sub_snes_type qn -npc_sub_0_sub_snes_qn_type ssbroyden "
+            "-npc_sub_0_sub_snes_max_it 10 -npc_sub_1_snes_qn_type ssbroyden -npc_sub_1_snes_max_it 10"
+        ),
+    ),
+    "two_level": ("two-level Schwarz", f"-options_file {OPTIONS / 'two_level.opts'}"),
+    "mp_lbfgs": ("MP-LBFGS", f"-options_file {OPTIONS / 'mp_lbfgs.opts'}"),
+}
+
+Table = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the app."""
+
+    tree: str
+    seed: int
+    evaluations: int
+    seconds: float
+    folder: Path
+
+    @property
+    def result(self) -> Path:
+        """The history of a finished run."""
+        return self.folder / f"{self.tree}-{self.seed}-{self.evaluations}.npz"
+
+    def run(self) -> str:
+        """Run it unless it is done, keep its history; return what went wrong."""
+        if self.result.exists():
+            return ""
+        output = self.folder / f"{self.tree}-{self.seed}.h5"
+        words = (
+            f"{sys.executable} -m ml2hpc.apps.pinn {TREES[self.tree][1]} {ENDLESS} -seed {self.seed} "
+            f"-snes_max_funcs {self.evaluations} -max_time {self.seconds:g} -output {output}"
+        )
+        with output.with_suffix(".log").open("w") as log:
+            done = subprocess.run(shlex.split(words), stdout=log, stderr=subprocess.STDOUT, check=False)
+        if done.returncode != 0:
+            told = output.with_suffix(".log").read_text().strip().splitlines()
+            return told[-1] if told else f"exit status {done.returncode}"
+        np.savez(self.result, **store.read(output, "run")["history"]["outer"])
+        for leftover in self.folder.glob(f"{output.stem}.*"):
+            if leftover.suffix in {".h5", ".xdmf"}:
+                leftover.unlink()
+        return ""
+
+    def table(self) -> Table:
+        """Return its history with the column `evaluations`."""
+        with np.load(self.result) as found:
+            table: Table = dict(found)
+        table["evaluations"] = table["gradients_path"] + 2 * table["hessians_path"] + table["objectives_path"] / 3
+        return table
+
+
+def row(title: str, seed: int, table: Table, counts: Sequence[int]) -> list[str]:
+    """Return the cells of a tree: error at each count, then what it took to the target."""
+    evaluations, error = table["evaluations"], table["error"]
+    cells = [title, str(seed)]
+    for count in counts:
+        within = np.flatnonzero(evaluations <= count)
+        reached = evaluations[-1] >= 0.9 * count
+        cells.append(f"{error[within[-1]]:.1e}" if len(within) and reached else "-")
+    above = np.flatnonzero(error > TARGET)
+    first = int(above[-1]) + 1 if len(above) else 0
+    found = first < len(error)
+    cells += [f"{evaluations[first]:.0f}" if found else "-", f"{table['cpu_seconds'][first]:.1f}" if found else "-"]
+    return [*cells, f"{np.nanmin(error):.1e}", f"{table['objective'][-1]:.1e}", f"{table['cpu_seconds'][-1]:.0f}"]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a table whose first row is the heading."""
+    widths = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
+    lines = [" | ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
+    lines.insert(1, " | ".join("-" * w for w in widths))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def draw(tables: dict[str, Table], path: Path) -> None:
+    """Draw the error of every tree's first seed against path evaluations and core-seconds."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, places = pyplot.subplots(1, 2, figsize=(13, 6.5), sharey=True)
+    axes = (("evaluations", "path evaluations, a Hessian action counts 2"), ("cpu_seconds", "core-seconds"))
+    for place, (name, label) in zip(places, axes, strict=True):
+        for k, (tree, table) in enumerate(tables.items()):
+            colour, dash = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
+            place.loglog(table[name][1:], table["error"][1:], color=colour, linestyle=dash, label=TREES[tree][0])
+        place.axhline(TARGET, color="0.6", linewidth=0.8, zorder=0)
+        place.set_xlabel(label)
+        place.grid(alpha=0.25)
+    places[0].set_ylabel("relative $L_2$ error")
+    figure.suptitle("Burgers, 8 x 20; grey: 4.6e-4, published for L-BFGS")
+    handles, labels = places[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="center right", frameon=False, fontsize=8, handlelength=3.5)
+    figure.tight_layout(rect=(0, 0, 0.77, 1))
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what is asked for and is not there yet; write table and figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=TREES, default=list(TREES), metavar="TREE")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--evaluations", type=int, default=2000, help="path evaluations of every run")
+    parser.add_argument("--seconds", type=float, default=60.0, help="and seconds that it may take at most")
+    parser.add_argument("--output", type=Path, default=Path("trees"))
+    given = parser.parse_args(arguments)
+    given.output.mkdir(parents=True, exist_ok=True)
+    counts = [given.evaluations >> k for k in (4, 3, 2, 1, 0)]
+    heads = [
+        "tree",
+        "seed",
+        *(f"at {count}" for count in counts),
+        "to 4.6e-4",
+        "core-s",
+        "best error",
+        "loss",
+        "in all",
+    ]
+    rows: list[list[str]] = []
+    first: dict[str, Table] = {}
+    for tree in given.only:
+        for seed in given.seeds:
+            job = Job(tree, seed, given.evaluations, given.seconds, given.output)
+            fault = job.run()
+            print(f"{TREES[tree][0]}, seed {seed}: {fault or 'done'}", flush=True)
+            if not fault:
+                rows.append(row(TREES[tree][0], seed, job.table(), counts))
+                first.setdefault(tree, job.table())
+    text = markdown([heads, *rows])
+    (given.output / "trees.md").write_text(text + "\n")
+    draw(first, given.output / "trees.png")
+    print("\n" + text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
