@@ -2,10 +2,10 @@
 
     python tests/studies/trees.py [--only qn ngmres] [--seeds 0 1 2] [--evaluations 2000] [--output trees]
 
-Every tree starts from the same network and points and stops after so many path evaluations, or core-seconds. A path
+Every tree starts from the same network and points and stops after so many path evaluations, or seconds. A path
 evaluation is a loss with its gradient, what subdomains do side by side counted once; a loss alone counts as a third, a
-Hessian action, exact or Gauss-Newton, as two. The table has the relative L2 error at several counts, core-seconds, and what it took to
-4.6e-4, the published accuracy of L-BFGS (SIAM J. Sci. Comput. 46, 2024). A run that is done is kept and not run again.
+Hessian action, exact or Gauss-Newton, as two. The table has the relative L2 error at several counts, and what it took
+to 4.6e-4, the published accuracy of L-BFGS (SIAM J. Sci. Comput. 46, 2024). A run that is done is not run again.
 """
 
 from __future__ import annotations
