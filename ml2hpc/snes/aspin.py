@@ -2,7 +2,7 @@
 
     sum_s E_s W_s H_ss^-1 R_s H y = x - M(x),  x <- x - lambda y
 
-In the tree: newtonls with a left NPC nasm; `-npc_snes_nasm_*`, `-npc_dm_*`, `-npc_sub_snes_*`, `-npc_sub_ksp_*` change it.
+In the tree: newtonls with a left NPC nasm, whose options `-npc_snes_nasm_*`, `-npc_dm_*`, `-npc_sub_*` change it.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Method(ABC):
     sides: ClassVar[tuple[Side, ...]] = ()  # where it can use an NPC; the first is the default
     defaults: ClassVar[dict[str, Any]] = {}  # of the generic options
     tree: ClassVar[dict[str, Any]] = {}  # a recipe: defaults below the prefix, such as {"npc_snes_type": "nasm"}
-    inverts: ClassVar[bool] = False  # whether it has `inverse`
+    inverts: ClassVar[bool] = False  # whether it has a `linear_solver`
     linesearch: ClassVar[dict[str, Any] | None] = None  # defaults of its line search; None where it has none
 
     def __init__(self, options: Any) -> None:
@@ -139,7 +139,7 @@ class Method(ABC):
         """
         return None
 
-    def inverse(self, solver: SNES, x: Tensor) -> Callable[[Tensor], Tensor]:
+    def linear_solver(self, solver: SNES, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Return b -> H(x)^-1 b by the type's linear solver, where `inverts`. Collective.
 
         Raises
@@ -444,7 +444,7 @@ class SNES:
         return result
 
     def residual_action(self, point: Point) -> Callable[[Tensor], Tensor] | None:
-        """Return v -> (I - M'(x)) v for the left NPC, applied last at the point; None where it knows none. Collective."""
+        """Return v -> (I - M'(x)) v of the left NPC, applied last at the point, if it knows it. Collective."""
         npc = self.npc
         assert npc is not None
         derivative = npc.method.derivative(npc, point)

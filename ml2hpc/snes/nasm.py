@@ -249,11 +249,12 @@ class Nasm(Method):
         known = solver.options.max_it == 1 and o.type != "multiplicative" and self._dm.decomposition != "samples"
         if not known or not all(sub.method.inverts for sub in self._subs):
             return None
+        factor: float = o.damping
         if o.combine == "average":
-            return o.damping / len(self._subs)
+            return factor / len(self._subs)
         assert search is not None
         fixed = o.combine == "linesearch" and search.options.type == "none"
-        return o.damping * search.options.damping if fixed else None
+        return factor * search.options.damping if fixed else None
 
     def derivative(self, solver: SNES, point: Point) -> Callable[[Tensor], Tensor] | None:
         """Return v -> factor sum_s E_s W_s H_ss^-1 R_s H v, each Hessian H at the end of the local solve.
@@ -287,7 +288,7 @@ class Nasm(Method):
         indices = self._decomposition.subdomains[k].block.indices
         end = local.begin(x, f, None)[0] + self._corrections[k]
         sub.problem = local.problem
-        inverse = sub.method.inverse(sub, end)
+        inverse = sub.method.linear_solver(sub, end)
         at = x.clone()
         at[indices] = end
 

@@ -1,7 +1,7 @@
 """What Newton's methods have in common: the linear systems B y = r of the iterates, and their solutions.
 
     right or no NPC     B the Hessian of L, or its Gauss-Newton part, damped by mu I;  r = grad L(x)
-    left NPC            B the derivative of the residual,  r = x - M(x): the nonlinear preconditioner's own Newton method
+    left NPC            B the derivative of the residual,  r = x - M(x)
 
 The derivative of x - M(x) comes from the NPC where that knows it, else from differences, each of them an NPC's solve.
 """
@@ -178,7 +178,7 @@ class Newton(DirectionMethod):
 
         return action
 
-    def inverse(self, solver: SNES, x: Tensor) -> Action:
+    def linear_solver(self, solver: SNES, x: Tensor) -> Action:
         """Return b -> B(x)^-1 b, as exactly as -ksp_rtol says; an indefinite B too, but for conjugate gradients."""
         operator = self._operator(solver, x)
 
@@ -189,12 +189,13 @@ class Newton(DirectionMethod):
         return solve
 
     def state(self, solver: SNES) -> Tree:
-        tree: Tree = {"forcing": [self._forcing.value, self._forcing.norm, self._forcing.linear]}
-        tree |= {"ksp": self.ksp.state()}
+        f = self._forcing
+        tree: Tree = {"forcing": f.value, "norm": f.norm, "linear": f.linear, "ksp": self.ksp.state()}
         return tree if self._first is None else tree | {"first": self._first}
 
     def load(self, solver: SNES, state: Tree) -> None:
-        self._forcing.value, self._forcing.norm, self._forcing.linear = map(float, state["forcing"])
+        f = self._forcing
+        f.value, f.norm, f.linear = (float(state[key]) for key in ("forcing", "norm", "linear"))
         self._first = float(state["first"]) if "first" in state else None
         self.ksp.load(solver.problem.space, state["ksp"])
 

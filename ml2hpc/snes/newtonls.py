@@ -23,7 +23,7 @@ class NewtonLS(Newton):
     class Options:
         """Options `-snes_newtonls_*`."""
 
-        # The exact Hessian converges quadratically wherever L is smooth; Gauss-Newton needs residuals, small at the end.
+        # The exact Hessian converges quadratically wherever L is smooth; Gauss-Newton needs small residuals.
         model: Literal["hessian", "gn"] = option(
             "hessian", "matrix of the linear systems: the Hessian of L, or its Gauss-Newton part, never indefinite"
         )
