@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ml2hpc.errors import UserError
+from ml2hpc.errors import UnsupportedError, UserError
 from ml2hpc.linesearch import Line, LineSearch
 from ml2hpc.log import Log, Work
 from ml2hpc.monitor import Viewer, norm_line, reason_line
@@ -99,6 +99,8 @@ class Method(ABC):
     Options: ClassVar[type]
     sides: ClassVar[tuple[Side, ...]] = ()  # where it can use an NPC; the first is the default
     defaults: ClassVar[dict[str, Any]] = {}  # of the generic options
+    tree: ClassVar[dict[str, Any]] = {}  # a recipe: defaults below the prefix, such as {"npc_snes_type": "nasm"}
+    inverts: ClassVar[bool] = False  # whether it has a `linear_solver`
     linesearch: ClassVar[dict[str, Any] | None] = None  # defaults of its line search; None where it has none
 
     def __init__(self, options: Any) -> None:
@@ -126,6 +128,26 @@ class Method(ABC):
     def reset(self) -> bool:
         """Forget the memory after a failed step; return whether there was any. Not collective."""
         return False
+
+    def track(self, solver: SNES) -> None:  # noqa: B027 - most types know no derivative
+        """Keep with every step, and in the state, what `derivative` needs. Not collective."""
+
+    def derivative(self, solver: SNES, point: Point) -> Callable[[Tensor], Tensor] | None:
+        """Return v -> (I - M'(x)) v for the step M that was made last, from `point`; None where it is not known.
+
+        Collective.
+        """
+        return None
+
+    def linear_solver(self, solver: SNES, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return b -> H(x)^-1 b by the type's linear solver, where `inverts`. Collective.
+
+        Raises
+        ------
+        UnsupportedError
+            If the type has none.
+        """
+        raise UnsupportedError(f"-{solver.prefix}snes_type {self.name}: has no linear solver; use newtonls")
 
     def state(self, solver: SNES) -> Tree:
         """Return what a restart needs, whole vectors, on rank 0. Collective."""
@@ -420,6 +442,22 @@ class SNES:
             result = self.npc.solve(point.x, (point.f, point.g))
             self.work.counts += self.npc.work.counts - before.counts
         return result
+
+    def residual_action(self, point: Point) -> Callable[[Tensor], Tensor] | None:
+        """Return v -> (I - M'(x)) v of the left NPC, applied last at the point, if it knows it. Collective."""
+        npc = self.npc
+        assert npc is not None
+        derivative = npc.method.derivative(npc, point)
+
+        def action(v: Tensor) -> Tensor:
+            assert derivative is not None
+            with self.log.event("SNESNPCDerivative", npc.label):
+                before = Work(npc.work.counts)
+                result = derivative(v)
+                self.work.counts += npc.work.counts - before.counts
+            return result
+
+        return None if derivative is None else action
 
     def _report(self, point: Point, update: float) -> None:
         """Test, show and record an iterate."""

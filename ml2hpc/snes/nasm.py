@@ -9,6 +9,7 @@ only on each subdomain's own unknowns. Damping is applied once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +67,8 @@ class Nasm(Method):
         self._pattern = solver.spawn("sub_", local)
         self._subs = [solver.spawn(f"sub_{k}_", local, listed=False) for k in range(self._dm.subdomains)]
         self._subspace = None
+        self._tracks = False
+        self._corrections: list[Tensor] = []  # of the last step, where they are tracked
         if self.options.combine == "subspace":
             small = {"snes_type": "qn", "snes_qn_type": "bfgs", "snes_max_it": 5, "snes_qn_recycle": False}
             self._subspace = solver.spawn("subspace_", small)
@@ -104,7 +107,7 @@ class Nasm(Method):
         """Make this rank's local problems; return all inner solvers with their problems. Collective."""
         problem = solver.problem
         subdomains = self._decomposition.subdomains
-        here = problem if self._group is problem.comm else problem.on(self._group)
+        here = self._here = problem if self._group is problem.comm else problem.on(self._group)
         self._locals = {k: subdomains[k].on(here) for k in self._mine}
         children = []
         for k, local in self._locals.items():
@@ -127,6 +130,8 @@ class Nasm(Method):
             found = self._exchange(solver, solved)
         solver.work.parallel([s.work for s in found])
         self._pattern.work.parallel([s.work for s in found])
+        if self._tracks:
+            self._corrections = [s.correction for s in found]
         return self._combine(solver, point, [self._extend(solver, k, s.correction) for k, s in enumerate(found)])
 
     def _solve(self, solver: SNES, k: int, x: Tensor, f: float, g: Tensor | None) -> _Solved:
@@ -235,6 +240,69 @@ class Nasm(Method):
             return Step.broken(old, when)
         return Step(new) if new.f <= old.f else Step(old, f"{when}: the objective rises")
 
+    def track(self, solver: SNES) -> None:
+        self._tracks = self._step_length(solver) is not None
+
+    def _step_length(self, solver: SNES) -> float | None:
+        """Return the fixed factor of the sum of corrections where M has a known derivative, else None."""
+        o, search = self.options, solver.linesearch
+        known = solver.options.max_it == 1 and o.type != "multiplicative" and self._dm.decomposition != "samples"
+        if not known or not all(sub.method.inverts for sub in self._subs):
+            return None
+        factor: float = o.damping
+        if o.combine == "average":
+            return factor / len(self._subs)
+        assert search is not None
+        fixed = o.combine == "linesearch" and search.options.type == "none"
+        return factor * search.options.damping if fixed else None
+
+    def derivative(self, solver: SNES, point: Point) -> Callable[[Tensor], Tensor] | None:
+        """Return v -> factor sum_s E_s W_s H_ss^-1 R_s H v, each Hessian H at the end of the local solve.
+
+        Exact where the local gradients vanish there, whatever the distance from x.
+
+        References
+        ----------
+        Dolean, Gander, Kheriji, Kwok, Masson: Nonlinear preconditioning: how to use a nonlinear Schwarz method to
+        precondition Newton's method, SIAM J. Sci. Comput. 38 (2016).
+        """
+        factor = self._step_length(solver)
+        if factor is None:
+            return None
+        space = solver.problem.space
+        whole = space.gather(point.x)
+        local = {k: self._linearize(solver, k, whole, point.f) for k in self._mine}
+
+        def action(v: Tensor) -> Tensor:
+            direction = space.gather(v)
+            found = self._exchange(solver, {k: self._apply_local(k, local[k], direction) for k in self._mine})
+            solver.work.parallel([s.work for s in found])
+            self._pattern.work.parallel([s.work for s in found])
+            return factor * torch.stack([self._extend(solver, k, s.correction) for k, s in enumerate(found)]).sum(0)
+
+        return action
+
+    def _linearize(self, solver: SNES, k: int, x: Tensor, f: float) -> Callable[[Tensor], Tensor]:
+        """Return v -> H_ss^-1 R_s H v at the end of the local solve from x, shape (n,). Collective on its ranks."""
+        local, sub = self._locals[k], self._subs[k]
+        indices = self._decomposition.subdomains[k].block.indices
+        end = local.begin(x, f, None)[0] + self._corrections[k]
+        sub.problem = local.problem
+        inverse = sub.method.linear_solver(sub, end)
+        at = x.clone()
+        at[indices] = end
+
+        def action(v: Tensor) -> Tensor:
+            sub.work.add("hessians", self._here.cost.hessian / solver.unit.hessian)
+            return inverse(self._here.hessian_action(at, v)[indices])
+
+        return action
+
+    def _apply_local(self, k: int, action: Callable[[Tensor], Tensor], v: Tensor) -> _Solved:
+        sub = self._subs[k]
+        sub.work.clear()
+        return _Solved(action(v), Work(sub.work.counts))
+
     def state(self, solver: SNES) -> Tree:
         comm = solver.problem.comm
         mine = {f"sub_{k}": self._subs[k].state() for k in self._mine}
@@ -245,6 +313,8 @@ class Nasm(Method):
         tree: Tree = {"pattern_work": self._pattern.work.counts.copy()}
         if self._subspace is not None:
             tree["subspace"] = self._subspace.state()
+        if self._corrections:
+            tree["corrections"] = torch.cat(self._corrections).cpu().numpy()
         for part in gathered or []:
             tree |= part
         return tree
@@ -255,6 +325,10 @@ class Nasm(Method):
             self._subspace.load(state["subspace"])
         for k in self._mine:
             self._subs[k].load(state[f"sub_{k}"])
+        if "corrections" in state:
+            sizes = [s.block.n for s in self._decomposition.subdomains]
+            whole = torch.from_numpy(state["corrections"].copy()).to(solver.problem.space.device)
+            self._corrections = list(whole.split(sizes))
 
     def inner(self) -> list[tuple[str, SNES]]:
         first = "all ranks" if self.options.type == "multiplicative" else "rank 0"

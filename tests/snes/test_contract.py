@@ -94,7 +94,8 @@ def test_a_restarted_solve_goes_on_bitwise(comm, name):
     assert second.iteration == straight.iteration
     assert torch.equal(point.x, expected.x)
     assert point.f == expected.f
-    assert (second.work.counts == straight.work.counts).all()
+    # A solve that had ended tries its last step again.
+    assert first.failure or (second.work.counts == straight.work.counts).all()
 
 
 @pytest.mark.parametrize("name", TREES)
