@@ -15,12 +15,15 @@ from ml2hpc.options import Database, option
 from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import SNES, Method, Options
 from ml2hpc.snes.nasm import Nasm
+from ml2hpc.snes.newtontr import NewtonTR
 from ml2hpc.snes.nrichardson import NRichardson
 from ml2hpc.snes.qn import QuasiNewton
 from ml2hpc.snes.shell import Shell
 from ml2hpc.snes.torchoptim import TorchOptim
 
-TYPES: dict[str, type[Method]] = {t.name: t for t in (NRichardson, QuasiNewton, GaussNewton, Nasm, TorchOptim, Shell)}
+TYPES: dict[str, type[Method]] = {
+    t.name: t for t in (NRichardson, QuasiNewton, GaussNewton, NewtonTR, Nasm, TorchOptim, Shell)
+}
 
 _NAMES: Any = tuple(TYPES)
 
@@ -74,7 +77,7 @@ def create(
 
     kind = TYPES[read(_Type, "snes_", "Nonlinear solver (SNES)").type]
     generic = read(Options, "snes_", "Nonlinear solver (SNES)", kind.defaults)
-    method = kind(read(kind.Options, f"snes_{kind.name}_", kind.title))
+    method = kind(read(kind.Options, f"snes_{kind.stem}_", kind.title))
     search = None
     if kind.linesearch is not None:
         search = linesearch.create(
