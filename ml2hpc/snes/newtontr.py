@@ -41,9 +41,9 @@ class NewtonTR(Method):
     trial costs an objective; of secant models a gradient, from which the model learns. Where L(x) - L(x + s) and -m(s)
     are lost in the rounding of L, the decrease is taken from the gradients, -<g(x) + g(x + s), s> / 2.
 
-    The step of a right NPC, cut at the boundary, is judged by its decrease of L over the larger of the model's
-    decrease for it and for the Cauchy step: what beats eta1 of the Cauchy step makes the same progress that the theory
-    asks of the model's own steps, even where the model saw no decrease.
+    The step of a right NPC is cut at the boundary, and taken if L falls by more than eta1 times the larger of the
+    model's decrease for it and for the Cauchy step: what the theory asks of the model's own steps, even where the model
+    rises along the preconditioner's. Its own ratio rho changes the radius.
 
     References
     ----------
@@ -282,10 +282,10 @@ class NewtonTR(Method):
             half = solver.point(x, *solver.gradient(x))
         model = self._model(solver, point)
         gg = self._length(solver, point.g)
-        predicted = max(model.decrease(s), model.cauchy(radius / gg))
-        rho = (point.f - half.f) / predicted
-        self._adapt(rho, length, radius)
-        taken = half.finite and rho > self.options.eta1 and half.f < point.f
+        predicted, decrease = model.decrease(s), point.f - half.f
+        taken = half.finite and decrease > self.options.eta1 * max(predicted, model.cauchy(radius / gg))
+        if predicted > 0.0 or not decrease > 0.0:  # else L falls where the model rises: no reason to change the radius
+            self._adapt(decrease / abs(predicted) if predicted else -math.inf, length, radius)
         if self._secant is not None and half.finite:
             self._secant.update(s, half.g - point.g)
         return half if taken else point

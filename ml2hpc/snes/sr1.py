@@ -14,6 +14,10 @@ from ml2hpc.vec import VectorSpace
 
 Tree = dict[str, Any]
 
+# A w that is this small against what it is the difference of is rounding: the pair is in the model already. Norms from
+# a Gram matrix have half the digits only.
+_ROUNDING = 1e-13
+_ROUNDING_OF_GRAM = 1e-7
 _DEPENDENT = 1e-13  # eigenvalues of a Gram matrix of unit columns below which columns depend on each other to rounding
 
 
@@ -131,7 +135,8 @@ class LimitedSR1(SR1):
                 c -= float(w @ gram[:, i]) / d * w
             norm = math.sqrt(max(float(c @ gram @ c), 0.0))
             pivot = float(c @ gram[:, i])
-            if abs(pivot) > self.tol * norm and norm > 0.0:
+            terms = float(c.abs() @ gram.diagonal().sqrt())
+            if abs(pivot) > self.tol * norm and norm > _ROUNDING_OF_GRAM * terms:
                 columns.append(c / norm)
                 pivots.append(pivot / (norm * norm))
         found = torch.stack(columns, 1) if columns else gram.new_zeros(2 * count, 0)
@@ -159,9 +164,10 @@ class DenseSR1(SR1):
         s, y = self.space.wholes(s, y)
         if self._matrix is None:
             self._matrix = curvature * torch.eye(self.space.n, dtype=s.dtype, device=s.device)
-        w = y - self._matrix @ s
-        pivot = float(torch.dot(w, s))
-        if abs(pivot) > self.tol * float(w.norm()):
+        bs = self._matrix @ s
+        w = y - bs
+        norm, pivot = float(w.norm()), float(torch.dot(w, s))
+        if abs(pivot) > self.tol * norm and norm > _ROUNDING * float(y.norm() + bs.norm()):
             self._matrix.addr_(w, w, alpha=1.0 / pivot)
             self._known = None
 
