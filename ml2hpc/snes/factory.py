@@ -18,13 +18,26 @@ from ml2hpc.snes.interface import SNES, Method, Options
 from ml2hpc.snes.ksponly import KSPOnly
 from ml2hpc.snes.nasm import Nasm
 from ml2hpc.snes.newtonls import NewtonLS
+from ml2hpc.snes.newtontr import NewtonTR
 from ml2hpc.snes.nrichardson import NRichardson
 from ml2hpc.snes.qn import QuasiNewton
 from ml2hpc.snes.shell import Shell
 from ml2hpc.snes.torchoptim import TorchOptim
 
 TYPES: dict[str, type[Method]] = {
-    t.name: t for t in (NRichardson, QuasiNewton, GaussNewton, NewtonLS, KSPOnly, Aspin, Nasm, TorchOptim, Shell)
+    t.name: t
+    for t in (
+        NRichardson,
+        QuasiNewton,
+        GaussNewton,
+        NewtonLS,
+        KSPOnly,
+        Aspin,
+        Nasm,
+        TorchOptim,
+        Shell,
+        NewtonTR,
+    )
 }
 
 _NAMES: Any = tuple(TYPES)
@@ -80,7 +93,7 @@ def create(
     kind = TYPES[read(_Type, "snes_", "Nonlinear solver (SNES)").type]
     preferred = kind.tree | preferred
     generic = read(Options, "snes_", "Nonlinear solver (SNES)", kind.defaults)
-    method = kind(read(kind.Options, f"snes_{kind.name}_", kind.title))
+    method = kind(read(kind.Options, f"snes_{kind.stem}_", kind.title))
     search = None
     if kind.linesearch is not None:
         search = linesearch.create(

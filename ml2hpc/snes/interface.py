@@ -92,9 +92,10 @@ class Step:
 
 
 class Method(ABC):
-    """A solver type. One file each; options are a frozen dataclass `Options` with stem `snes_<name>_`."""
+    """A solver type. One file each; options are a frozen dataclass `Options` with stem `snes_<stem>_`."""
 
     name: ClassVar[str]
+    stem: ClassVar[str]  # of its options; the name, unless PETSc has another one
     title: ClassVar[str]
     Options: ClassVar[type]
     sides: ClassVar[tuple[Side, ...]] = ()  # where it can use an NPC; the first is the default
@@ -102,6 +103,10 @@ class Method(ABC):
     tree: ClassVar[dict[str, Any]] = {}  # a recipe: defaults below the prefix, such as {"npc_snes_type": "nasm"}
     inverts: ClassVar[bool] = False  # whether it has a `linear_solver`
     linesearch: ClassVar[dict[str, Any] | None] = None  # defaults of its line search; None where it has none
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls) and "stem" not in vars(cls):
+            cls.stem = cls.name
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -124,6 +129,20 @@ class Method(ABC):
     @abstractmethod
     def step(self, solver: SNES, point: Point) -> Step:
         """Make one step. Collective."""
+
+    def precondition(self, solver: SNES, point: Point, apply: Callable[[Point], Point]) -> Point:
+        """Return what the right NPC makes of `point`, or `point` itself where that is not taken. Collective.
+
+        Parameters
+        ----------
+        apply
+            The preconditioner, from a point to a point.
+        """
+        half = apply(point)
+        return half if half.finite and half.f <= point.f else point
+
+    def confine(self, radius: float) -> None:  # noqa: B027 - most types choose no radius
+        """Take the distance from its start that the parent allows the next solve. Not collective."""
 
     def reset(self) -> bool:
         """Forget the memory after a failed step; return whether there was any. Not collective."""
@@ -427,13 +446,11 @@ class SNES:
     def _precondition(self, point: Point) -> Point:
         if self.npc is None or self.side != "right" or self.iteration % self.options.npc_lag:
             return point
-        half = self._apply(point)
+        half = self.method.precondition(self, point, self._apply)
         if self.npc.reason.is_failure:
             self._end(Reason.DIVERGED_INNER, f"{self.npc.prefix}: {self.npc.reason.name} {self.npc.failure}".rstrip())
-        if half.f <= point.f and half.finite:
-            return half
-        self.rejected += 1
-        return point
+        self.rejected += half is point
+        return half
 
     def _apply(self, point: Point) -> Point:
         assert self.npc is not None

@@ -98,6 +98,10 @@ class Nasm(Method):
         for child, problem in self._divide(solver):
             child.set_up(problem, solver.unit)
 
+    def confine(self, radius: float) -> None:
+        for child in self._subs:
+            child.method.confine(radius)
+
     def rebind(self, solver: SNES) -> None:
         self._decomposition = dm.decompose(solver.problem, self._dm, solver.prefix)
         for child, problem in self._divide(solver):

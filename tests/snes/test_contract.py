@@ -142,7 +142,7 @@ def test_every_option_of_every_type_is_tried():
 )
 def test_an_option_away_from_its_default_changes_the_result(comm, kind, option):
     base, value = CHANGES[kind][option]
-    changed = f"{base} {value}" if base.endswith(f"_{option}") else f"{base} -snes_{kind}_{option} {value}"
+    changed = f"{base} {value}" if base.endswith(f"_{option}") else f"{base} -snes_{TYPES[kind].stem}_{option} {value}"
     base = base.rsplit(" ", 1)[0] if base.endswith(f"_{option}") else base
 
     def end(options: str) -> torch.Tensor:
@@ -160,7 +160,7 @@ def test_help_and_view_mention_the_type_and_all_its_options(comm, name):
     solver.set_up(quadratic(world(comm)))
     text = database.help_text()
     for field in fields(solver.method.Options):
-        assert f"-snes_{solver.method.name}_{field.name} <now " in text
+        assert f"-snes_{solver.method.stem}_{field.name} <now " in text
     view = solver.view()
     assert view.startswith("SNES Object: 1 MPI process\n  type: " + solver.method.name)
     assert (solver.npc is None) == ("(npc_)" not in view)
