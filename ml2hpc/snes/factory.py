@@ -12,15 +12,31 @@ from typing import Any, Literal, TypeVar, cast
 from ml2hpc import linesearch
 from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.options import Database, option
+from ml2hpc.snes.anderson import Anderson
 from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import SNES, Method, Options
 from ml2hpc.snes.nasm import Nasm
+from ml2hpc.snes.ncg import ConjugateGradients
+from ml2hpc.snes.ngmres import NGMRES
 from ml2hpc.snes.nrichardson import NRichardson
 from ml2hpc.snes.qn import QuasiNewton
 from ml2hpc.snes.shell import Shell
 from ml2hpc.snes.torchoptim import TorchOptim
 
-TYPES: dict[str, type[Method]] = {t.name: t for t in (NRichardson, QuasiNewton, GaussNewton, Nasm, TorchOptim, Shell)}
+TYPES: dict[str, type[Method]] = {
+    t.name: t
+    for t in (
+        NRichardson,
+        QuasiNewton,
+        ConjugateGradients,
+        Anderson,
+        NGMRES,
+        GaussNewton,
+        Nasm,
+        TorchOptim,
+        Shell,
+    )
+}
 
 _NAMES: Any = tuple(TYPES)
 
