@@ -12,13 +12,16 @@ from typing import Any, Literal, TypeVar, cast
 from ml2hpc import linesearch
 from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.options import Database, option
+from ml2hpc.snes.anderson import Anderson
 from ml2hpc.snes.aspin import Aspin
 from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import SNES, Method, Options
 from ml2hpc.snes.ksponly import KSPOnly
 from ml2hpc.snes.nasm import Nasm
+from ml2hpc.snes.ncg import ConjugateGradients
 from ml2hpc.snes.newtonls import NewtonLS
 from ml2hpc.snes.newtontr import NewtonTR
+from ml2hpc.snes.ngmres import NGMRES
 from ml2hpc.snes.nrichardson import NRichardson
 from ml2hpc.snes.qn import QuasiNewton
 from ml2hpc.snes.shell import Shell
@@ -37,6 +40,9 @@ TYPES: dict[str, type[Method]] = {
         TorchOptim,
         Shell,
         NewtonTR,
+        ConjugateGradients,
+        Anderson,
+        NGMRES,
     )
 }
 

@@ -275,6 +275,7 @@ class SNES:
         self.resets = 0  # times that the type's memory was given up, in all solves
         self.reason = Reason.CONVERGED_ITERATING
         self.failure = ""
+        self.base: Point | None = None  # the iterate that a step starts from, before the right NPC
         self._start: tuple[float, float] = (0.0, 0.0)  # f and gradient norm at iteration 0
 
     def _viewer(self, name: str, text: str | None) -> Viewer | None:
@@ -346,6 +347,12 @@ class SNES:
         with self.log.event("SNESFunctionEval", self.label):
             return self.problem.value_and_gradient(x)
 
+    def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return the Hessian of L at x times v. Collective."""
+        self.work.add("hessians", self.problem.cost.hessian / self.unit.hessian)
+        with self.log.event("SNESJacobianEval", self.label):
+            return self.problem.hessian_action(x, v)
+
     def point(self, x: Tensor, f: float, g: Tensor) -> Point:
         """Return the iterate with its residual: g, or x - M(x) for a left NPC. Collective."""
         point = Point(x, f, g, g, math.isfinite(f) and math.isfinite(self.problem.space.norm(g)))
@@ -355,7 +362,8 @@ class SNES:
 
     def line(self, point: Point, y: Tensor) -> Line:
         """Return L along x - lambda y. Collective."""
-        return Line(self.objective, self.gradient, self.problem.space, point.x, y, point.f, point.g)
+        space = self.problem.space
+        return Line(self.objective, self.gradient, space, point.x, y, point.f, point.g, self.hessian_action)
 
     def descends(self, line: Line, point: Point) -> bool:
         """Tell whether -y descends, and is not perpendicular to the gradient up to noise. Collective if sharded."""
@@ -430,6 +438,7 @@ class SNES:
         return point
 
     def _iterate(self, point: Point) -> Point:
+        self.base = point
         half = self._precondition(point)
         if self.reason != Reason.CONVERGED_ITERATING:
             return point

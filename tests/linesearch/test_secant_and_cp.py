@@ -72,3 +72,25 @@ def test_a_critical_point_uphill_is_halved_away(kind: str) -> None:
     assert result.failure == ""
     assert line.phi(result.step)[0] < line.f
     assert result.step <= 0.8
+
+
+@pytest.mark.parametrize(("order", "power"), [("1", 1), ("2", 2), ("3", 3)])
+def test_differences_of_slopes_are_exact_up_to_their_order(order: str, power: int) -> None:
+    """With phi' = (l + 1)^p - 1.5^p, a Newton step from 1 that is exact up to the power of the order."""
+
+    def phi(step: float) -> tuple[float, float]:
+        return (step + 1) ** (power + 1) / (power + 1) - 1.5**power * step, (step + 1) ** power - 1.5**power
+
+    newton = 1 - phi(1.0)[1] / (power * 2 ** (power - 1))
+    assert search(phi, "cp", order=order)[0].step == pytest.approx(newton, rel=1e-12)
+    if power > 1:
+        assert search(phi, "cp", order=str(power - 1))[0].step != pytest.approx(newton, rel=1e-3)
+
+
+def test_secant_stops_where_differences_are_round_off() -> None:
+    """From exp(l) - 3 l + 1e4, steps beyond 1e-6 from the minimum see nothing but the rounding of L."""
+    phi = lambda step: (math.exp(step) - 3 * step + 1e4, math.exp(step) - 3)  # noqa: E731
+    for max_it in range(4, 40):
+        result, line = search(phi, "secant", max_it=max_it, maxlambda=10.0, rtol=0.0, ltol=0.0)
+        assert result.step == pytest.approx(math.log(3), abs=1e-4)
+        assert line.evaluations <= 15
