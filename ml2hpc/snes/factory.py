@@ -12,15 +12,31 @@ from typing import Any, Literal, TypeVar, cast
 from ml2hpc import linesearch
 from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.options import Database, option
+from ml2hpc.snes.composite import Composite
 from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import SNES, Method, Options
 from ml2hpc.snes.nasm import Nasm
+from ml2hpc.snes.ngs import GaussSeidel
 from ml2hpc.snes.nrichardson import NRichardson
+from ml2hpc.snes.python import Python
 from ml2hpc.snes.qn import QuasiNewton
 from ml2hpc.snes.shell import Shell
 from ml2hpc.snes.torchoptim import TorchOptim
 
-TYPES: dict[str, type[Method]] = {t.name: t for t in (NRichardson, QuasiNewton, GaussNewton, Nasm, TorchOptim, Shell)}
+TYPES: dict[str, type[Method]] = {
+    t.name: t
+    for t in (
+        NRichardson,
+        QuasiNewton,
+        GaussNewton,
+        Nasm,
+        GaussSeidel,
+        Composite,
+        TorchOptim,
+        Shell,
+        Python,
+    )
+}
 
 _NAMES: Any = tuple(TYPES)
 
@@ -73,6 +89,8 @@ def create(
         return database.read(schema, prefix=prefix, stem=stem, title=title, defaults=wanted, listed=listed)
 
     kind = TYPES[read(_Type, "snes_", "Nonlinear solver (SNES)").type]
+    if kind is Python:
+        kind = Python.users(read(Python.Options, "snes_python_", Python.title), prefix, TYPES)
     generic = read(Options, "snes_", "Nonlinear solver (SNES)", kind.defaults)
     method = kind(read(kind.Options, f"snes_{kind.name}_", kind.title))
     search = None
