@@ -61,7 +61,10 @@ class Python(Method):
         if wrong:
             raise UserError(f"-{prefix}snes_python_type {given}: {wrong}")
         watch: type[Method] = _Directed if issubclass(found, DirectionMethod) else _Stepped
-        return cast(type[Method], type(found.__name__, (watch, found), {"__doc__": found.__doc__}))
+        return cast(
+            type[Method],
+            type(found.__name__, (watch, found), {"__doc__": found.__doc__, "__module__": found.__module__}),
+        )
 
     def step(self, solver: SNES, point: Point) -> Step:
         raise AssertionError("the user's type runs in the place of this one")
