@@ -14,6 +14,7 @@ from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.options import Database, option
 from ml2hpc.snes.anderson import Anderson
 from ml2hpc.snes.aspin import Aspin
+from ml2hpc.snes.composite import Composite
 from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import SNES, Method, Options
 from ml2hpc.snes.ksponly import KSPOnly
@@ -22,7 +23,9 @@ from ml2hpc.snes.ncg import ConjugateGradients
 from ml2hpc.snes.newtonls import NewtonLS
 from ml2hpc.snes.newtontr import NewtonTR
 from ml2hpc.snes.ngmres import NGMRES
+from ml2hpc.snes.ngs import GaussSeidel
 from ml2hpc.snes.nrichardson import NRichardson
+from ml2hpc.snes.python import Python
 from ml2hpc.snes.qn import QuasiNewton
 from ml2hpc.snes.shell import Shell
 from ml2hpc.snes.torchoptim import TorchOptim
@@ -43,6 +46,9 @@ TYPES: dict[str, type[Method]] = {
         ConjugateGradients,
         Anderson,
         NGMRES,
+        GaussSeidel,
+        Composite,
+        Python,
     )
 }
 
@@ -98,6 +104,8 @@ def create(
 
     kind = TYPES[read(_Type, "snes_", "Nonlinear solver (SNES)").type]
     preferred = kind.tree | preferred
+    if kind is Python:
+        kind = Python.users(read(Python.Options, "snes_python_", Python.title), prefix, TYPES)
     generic = read(Options, "snes_", "Nonlinear solver (SNES)", kind.defaults)
     method = kind(read(kind.Options, f"snes_{kind.stem}_", kind.title))
     search = None

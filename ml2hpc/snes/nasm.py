@@ -21,8 +21,9 @@ from ml2hpc import dm
 from ml2hpc.errors import OptionsError
 from ml2hpc.log import Work
 from ml2hpc.options import option
-from ml2hpc.problem.interface import Problem, Span
+from ml2hpc.problem.interface import Problem
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
+from ml2hpc.snes.subspace import Subspace
 
 
 @dataclass
@@ -65,13 +66,10 @@ class Nasm(Method):
         steps = 3 if self._dm.decomposition == "samples" else 50
         local = {"snes_type": "qn", "snes_max_it": steps, "snes_stol": 0.0, "snes_max_funcs": 10**9}
         self._pattern = solver.spawn("sub_", local)
-        self._subs = [solver.spawn(f"sub_{k}_", local, listed=False) for k in range(self._dm.subdomains)]
-        self._subspace = None
+        self._subs = [solver.spawn(f"sub_{k}_", local, listed=False) for k in range(self._dm.count)]
         self._tracks = False
         self._corrections: list[Tensor] = []  # of the last step, where they are tracked
-        if self.options.combine == "subspace":
-            small = {"snes_type": "qn", "snes_qn_type": "bfgs", "snes_max_it": 5, "snes_qn_recycle": False}
-            self._subspace = solver.spawn("subspace_", small)
+        self._subspace = Subspace(solver) if self.options.combine == "subspace" else None
         if self._dm.decomposition == "samples" and self.options.type == "multiplicative":
             raise OptionsError(
                 f"-{solver.prefix}snes_nasm_type multiplicative: sample subdomains are additive; "
@@ -80,7 +78,7 @@ class Nasm(Method):
 
     def set_up(self, solver: SNES) -> None:
         comm = solver.problem.comm
-        count = self._dm.subdomains
+        count = self._dm.count
         self._decomposition = dm.decompose(solver.problem, self._dm, solver.prefix)
         if self.options.type == "multiplicative":
             self._group, self._mine, self._owners = comm, range(count), [0] * count
@@ -119,8 +117,7 @@ class Nasm(Method):
             children.append((self._subs[k], local.problem))
         children.append((self._pattern, next(iter(self._locals.values())).problem))
         if self._subspace is not None:
-            zeros = problem.space.zeros()
-            children.append((self._subspace, Span(problem, zeros, [zeros] * len(subdomains))))
+            children.append((self._subspace.solver, self._subspace.pattern(problem, len(subdomains))))
         return children
 
     def step(self, solver: SNES, point: Point) -> Step:
@@ -211,15 +208,8 @@ class Nasm(Method):
 
     def _minimise_over_span(self, solver: SNES, point: Point, corrections: list[Tensor]) -> Step:
         assert self._subspace is not None
-        span = Span(solver.problem, point.x, [self.options.damping * c for c in corrections])
-        self._subspace.problem = span
-        self._subspace.work.clear()
-        end = self._subspace.solve(point.x.new_zeros(len(corrections)), (point.f, span.project(point.g)))
-        solver.work.sequential([self._subspace.work])
-        if not end.f < point.f:
-            return Step(point, "no combination of the corrections lowers the objective")
-        x = span.at(end.x)
-        return Step(solver.point(x, *solver.gradient(x)))
+        new = self._subspace.minimise(solver, point, [self.options.damping * c for c in corrections])
+        return Step(point, "no combination of the corrections lowers the objective") if new is None else Step(new)
 
     def _sweep(self, solver: SNES, point: Point) -> Step:
         """One multiplicative sweep; damping scales each correction."""
@@ -316,7 +306,7 @@ class Nasm(Method):
         gathered = comm.gather(spoken)
         tree: Tree = {"pattern_work": self._pattern.work.counts.copy()}
         if self._subspace is not None:
-            tree["subspace"] = self._subspace.state()
+            tree["subspace"] = self._subspace.solver.state()
         if self._corrections:
             tree["corrections"] = torch.cat(self._corrections).cpu().numpy()
         for part in gathered or []:
@@ -326,7 +316,7 @@ class Nasm(Method):
     def load(self, solver: SNES, state: Tree) -> None:
         self._pattern.work = Work(state["pattern_work"])
         if self._subspace is not None:
-            self._subspace.load(state["subspace"])
+            self._subspace.solver.load(state["subspace"])
         for k in self._mine:
             self._subs[k].load(state[f"sub_{k}"])
         if "corrections" in state:
@@ -338,16 +328,14 @@ class Nasm(Method):
         first = "all ranks" if self.options.type == "multiplicative" else "rank 0"
         found = [(f"Local solver information for first block on {first}:", self._pattern)]
         if self._subspace is not None:
-            found.append(("Solver for the coefficients of the corrections:", self._subspace))
+            found.append(("Solver for the coefficients of the corrections:", self._subspace.solver))
         return found
 
     def brief(self) -> str:
-        d = self._dm
-        overlap = f", overlap {d.overlap}" if d.overlap else ""
-        return f"nasm({self.options.type}, {d.subdomains} {d.decomposition}{overlap})"
+        return f"nasm({self.options.type}, {self._dm.brief()})"
 
     def view(self) -> list[str]:
         o = self.options
         combined = "" if o.type == "multiplicative" else f", corrections combined by {o.combine}"
         lines = [f"type is {o.type.upper()}, damping={o.damping:g}{combined}"]
-        return [*lines, f"total subdomain blocks = {self._dm.subdomains}", *self._decomposition.view()]
+        return [*lines, f"total subdomain blocks = {self._dm.count}", *self._decomposition.view()]
