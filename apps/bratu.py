@@ -19,6 +19,7 @@ Things to try
     python -m ml2hpc.apps.bratu -help
     mpirun -n 4 python -m ml2hpc.apps.bratu -snes_monitor -snes_view -log_view
     python -m ml2hpc.apps.bratu -bratu_par 6.8 -da_grid_x 65 -da_grid_y 65
+    python -m ml2hpc.apps.bratu -bratu_mms 1 -da_grid_x 81 -da_grid_y 81 -snes_monitor      # the example's default
     mpirun -n 2 python -m ml2hpc.apps.bratu -bratu_problem minimal_surface
 """
 
@@ -56,6 +57,10 @@ class BratuOptions:
     )
     # As in the example that residual norms are compared with; the fold is at 6.808.
     par: float = option(6.0, "lambda of the Bratu problem", at_least=0.0)
+    # The equation as it is usually meant; the example's own default is 1.
+    mms: Literal["0", "1"] = option(
+        "0", "right-hand side of the Bratu problem: 0, or 1 for the one whose solution is x (1 - x) y (1 - y)"
+    )
 
 
 def build(run: Run) -> GridProblem:
@@ -64,7 +69,9 @@ def build(run: Run) -> GridProblem:
     grid = run.read(GridOptions, stem="da_", title="Grid (DA)")
     if run.options.vec_type != "replicated":
         raise OptionsError(f"-vec_type {run.options.vec_type}: vectors on a grid are partitioned already; leave it out")
-    energy: Energy = Bratu(options.par) if options.problem == "bratu" else MinimalSurface()
+    energy: Energy = (
+        Bratu(options.par, manufactured=options.mms == "1") if options.problem == "bratu" else MinimalSurface()
+    )
     return GridProblem(run.comm, energy, (grid.grid_x, grid.grid_y), run.dtype, run.device)
 
 
@@ -113,7 +120,7 @@ def main(argv: list[str]) -> None:
     energy, (rows, columns) = problem.energy, problem.grid.shape
     solution = Solution(problem)
     run.print(f"{energy.title}: {columns} x {rows} nodes; {run.comm.size} rank(s)")
-    if isinstance(energy, Bratu) and energy.parameter > Bratu.fold:
+    if isinstance(energy, Bratu) and energy.parameter > Bratu.fold and not energy.manufactured:
         run.print(f"warning: there is no solution above the fold, lambda = {Bratu.fold:.4g}")
 
     def measure(solver: SNES, point: Point) -> dict[str, float]:

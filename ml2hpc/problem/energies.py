@@ -44,6 +44,10 @@ class Energy(ABC):
         """Return the exact solution at points, if one is known. Not collective."""
         return None
 
+    def source(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """Return the right-hand side of the differential equation at points, if it has one. Not collective."""
+        return None
+
     @abstractmethod
     def value(self, v: Tensor, h: tuple[float, float], last: Last) -> Tensor:
         """Return the energy that this rank counts, shape (), from v, shape (rows + 2, columns + 2). Not collective."""
@@ -58,25 +62,28 @@ class Energy(ABC):
 
 
 class Bratu(Energy):
-    """-laplace u - lambda e^u = 0 with u = 0 around: solid fuel ignition, PETSc's SNES example 5.
+    """-laplace u - lambda e^u = f with u = 0 around: solid fuel ignition, PETSc's SNES example 5.
 
         L = sum over edges of (difference of u)^2 (hy/hx or hx/hy) / 2 - hx hy lambda sum over nodes of e^u
 
-    On the unit square there are two solutions below the fold lambda = 6.808, and none above it.
+    With f = 0 there are two solutions below the fold lambda = 6.808, and none above it.
 
     Parameters
     ----------
     parameter
         lambda.
+    manufactured
+        Choose f such that u = x (1 - x) y (1 - y) is the solution, instead of 0.
     """
 
     name = "bratu"
     flops = (12.0, 23.0)  # 12 and 11 as PETSc counts them, the gradient coming with the energy
     fold = 6.808124423  # for the differential equation on the unit square
 
-    def __init__(self, parameter: float) -> None:
+    def __init__(self, parameter: float, *, manufactured: bool = False) -> None:
         self.parameter = parameter
-        self.title = f"Bratu, lambda = {parameter:g}"
+        self.manufactured = manufactured
+        self.title = f"Bratu, lambda = {parameter:g}" + ", manufactured solution" * manufactured
 
     def boundary(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(x)
@@ -84,6 +91,13 @@ class Bratu(Energy):
     def guess(self, x: Tensor, y: Tensor) -> Tensor:
         distance = torch.minimum(torch.minimum(x, 1 - x), torch.minimum(y, 1 - y))
         return self.parameter / (self.parameter + 1) * distance.clamp(min=0).sqrt()
+
+    def exact(self, x: Tensor, y: Tensor) -> Tensor | None:
+        return x * (1 - x) * y * (1 - y) if self.manufactured else None
+
+    def source(self, x: Tensor, y: Tensor) -> Tensor | None:
+        u = self.exact(x, y)
+        return None if u is None else 2 * x * (1 - x) + 2 * y * (1 - y) - self.parameter * u.exp()
 
     def value(self, v: Tensor, h: tuple[float, float], last: Last) -> Tensor:
         hx, hy = h

@@ -1,6 +1,6 @@
 """Problems on a rectangular grid, with unknowns that are partitioned over the ranks.
 
-    minimise L(u) = energy of u with its Dirichlet values + (hy/hx + hx/hy) sum over the boundary of (u - g)^2
+    L(u) = energy of u with its Dirichlet values g - hx hy <source, u> + (hy/hx + hx/hy) sum_boundary (u - g)^2
 
 Nodes on the boundary are unknowns with an equation of their own, and what lies inside sees g and not them, so that the
 Hessian is symmetric and has no coupling to the boundary: grad L is the residual of PETSc's example. Every rank holds
@@ -88,12 +88,15 @@ class _Part:
         self._edge_values = self._boundary(own)[self._edge]
         self._penalty = self.h[1] / self.h[0] + self.h[0] / self.h[1]
         self._frame = torch.zeros(self._seen.shape, dtype=dtype, device=device)
+        source = energy.source(*self.coordinates(self.active))
+        self._source = None if source is None else self.h[0] * self.h[1] * source.view(self.active.shape)
 
     def coordinates(self, box: Box) -> tuple[Tensor, Tensor]:
         """Return x and y of the nodes of a box, each of shape (n,). Not collective."""
         i, j = box.nodes()
         dtype, device = self.space.dtype, self.space.device
-        return (i.reshape(-1) * self.h[0]).to(device, dtype), (j.reshape(-1) * self.h[1]).to(device, dtype)
+        # Whole numbers times a spacing would be rounded to torch's default type.
+        return i.reshape(-1).to(device, dtype) * self.h[0], j.reshape(-1).to(device, dtype) * self.h[1]
 
     def _boundary(self, box: Box) -> Tensor:
         return self.energy.boundary(*self.coordinates(box))
@@ -150,24 +153,29 @@ class _Part:
         mine = self._penalty * (gap * gap).sum()
         if self.active.n:
             mine = mine + self.energy.value(v, self.h, self.last)
+            if self._source is not None:
+                mine = mine - (self._source * v[1:-1, 1:-1]).sum()
         return float(self.comm.allgather(mine.cpu().numpy()).sum())
 
     def gradient(self, v: Tensor, x: Tensor) -> Tensor:
         """Return its gradient. Not collective."""
         g = torch.zeros_like(x)
         g[self._edge] = 2 * self._penalty * (x[self._edge] - self._edge_values)
-        return self._placed(g, self.energy.slope(v, self.h) if self.active.n else None)
+        if self.active.n:
+            slope = self.energy.slope(v, self.h)
+            self._place(g, slope if self._source is None else slope - self._source)
+        return g
 
     def action(self, v: Tensor, d: Tensor, x: Tensor) -> Tensor:
         """Return the Hessian at the state v times the direction d, seen as d and stored as x. Not collective."""
         g = torch.zeros_like(x)
         g[self._edge] = 2 * self._penalty * x[self._edge]
-        return self._placed(g, self.energy.action(v, d, self.h) if self.active.n else None)
-
-    def _placed(self, g: Tensor, inside: Tensor | None) -> Tensor:
-        if inside is not None:
-            g.view(self.own.shape)[self.active.part(self.own)] = inside
+        if self.active.n:
+            self._place(g, self.energy.action(v, d, self.h))
         return g
+
+    def _place(self, g: Tensor, inside: Tensor) -> None:
+        g.view(self.own.shape)[self.active.part(self.own)] = inside
 
     @property
     def cost(self) -> Cost:
