@@ -59,7 +59,8 @@ class Local(ABC):
         Parameters
         ----------
         x, g
-            Whole vectors, shape (n,): the state and, if known there, the gradient of L.
+            The state and, if known there, the gradient of L: whole vectors, shape (n,), or what the exchange of a
+            partitioned problem brings.
         f
             L(x).
         """

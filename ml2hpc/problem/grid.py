@@ -54,7 +54,7 @@ class BoxBlock(Block):
         return self.box.n
 
 
-class _Part:
+class Part:
     """What a rank evaluates: its nodes of a box, with one line of neighbours around those that vary.
 
     Attributes
@@ -187,9 +187,9 @@ class _Part:
 class _OnGrid(Problem):
     """What the whole problem and its restrictions have in common."""
 
-    part: _Part
+    part: Part
 
-    def _begin(self, part: _Part) -> None:
+    def _begin(self, part: Part) -> None:
         self.part, self.comm, self.space = part, part.comm, part.space
         self.samples = 1
         self.layers = self.tensors = (slice(0, part.space.n),)
@@ -244,7 +244,7 @@ class GridProblem(_OnGrid):
         device: torch.device = CPU,
     ) -> None:
         self.energy, self.grid = energy, Box(0, shape[0], 0, shape[1])
-        self._begin(_Part(comm, energy, self.grid, self.grid, dtype, device))
+        self._begin(Part(comm, energy, self.grid, self.grid, dtype, device))
 
     def guess(self) -> Tensor:
         """Return the initial guess, shape (n_local,). Not collective."""
@@ -285,7 +285,7 @@ class GridRestriction(_OnGrid, Restriction):
     def __init__(self, parent: GridProblem, block: BoxBlock) -> None:
         self.parent, self.block = parent, block
         space = parent.space
-        self._begin(_Part(parent.comm, parent.energy, parent.grid, block.box, space.dtype, space.device))
+        self._begin(Part(parent.comm, parent.energy, parent.grid, block.box, space.dtype, space.device))
 
     def rebase(self, x: Tensor) -> Tensor:
         return self.freeze(x[self.part.reach.natural(self.part.grid).to(x.device)])

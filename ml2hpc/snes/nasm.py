@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,13 +22,7 @@ from ml2hpc.options import option
 from ml2hpc.problem.interface import Problem, Span
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
 
-
-@dataclass
-class _Solved:
-    """What a local solve brings back."""
-
-    correction: Tensor  # (block.n,)
-    work: Work
+_WEIGHTINGS: dict[str, dm.Weighting] = {"additive": "unity", "restrict": "own", "basic": "all", "multiplicative": "all"}
 
 
 class Nasm(Method):
@@ -106,6 +99,10 @@ class Nasm(Method):
         subdomains = self._decomposition.subdomains
         here = problem if self._group is problem.comm else problem.on(self._group)
         self._locals = {k: subdomains[k].on(here) for k in self._mine}
+        rounds = [[k] for k in self._mine] if self.options.type == "multiplicative" else [list(self._mine)]
+        self._exchanges = [
+            self._decomposition.exchange(problem, self._owners, {k: self._locals[k] for k in ks}) for ks in rounds
+        ]
         children = []
         for k, local in self._locals.items():
             self._subs[k].label = self._pattern.prefix
@@ -119,58 +116,28 @@ class Nasm(Method):
     def step(self, solver: SNES, point: Point) -> Step:
         if self.options.type == "multiplicative":
             return self._sweep(solver, point)
-        whole = solver.problem.space.gather(point.x)
-        gradient = solver.problem.space.gather(point.g)
+        (exchange,) = self._exchanges
+        starts = exchange.fetch(exchange.open(point.x), exchange.open(point.g))
         with solver.log.event("SNESNASMSubSolve", solver.label):
-            solved = {k: self._solve(solver, k, whole, point.f, gradient) for k in self._mine}
+            solved = [self._solve(solver, k, start, point.f) for k, start in zip(self._mine, starts, strict=True)]
         with solver.log.event("SNESNASMRestrict", solver.label):
-            found = self._exchange(solver, solved)
-        solver.work.parallel([s.work for s in found])
-        self._pattern.work.parallel([s.work for s in found])
-        return self._combine(solver, point, [self._extend(solver, k, s.correction) for k, s in enumerate(found)])
+            apart = self.options.combine in ("layerwise", "subspace")
+            corrections, works = exchange.collect(solved, _WEIGHTINGS[self.options.type], apart=apart)
+        solver.work.parallel(works)
+        self._pattern.work.parallel(works)
+        return self._combine(solver, point, corrections)
 
-    def _solve(self, solver: SNES, k: int, x: Tensor, f: float, g: Tensor | None) -> _Solved:
-        """Solve on subdomain k from x, shape (n,). Collective on its ranks."""
+    def _solve(self, solver: SNES, k: int, begin: dm.Start, f: float) -> dm.Solved:
+        """Solve on subdomain k from what the exchange brought. Collective on its ranks."""
         local, sub = self._locals[k], self._subs[k]
-        start, f_start, g_start = local.begin(x, f, g)
+        start, f_start, g_start = local.begin(begin[0], f, begin[1])
         sub.problem = local.problem
         sub.work.clear()
         sub.work.sequential([local.begin_work(solver.problem, solver.unit)])
         end = sub.solve(start, None if g_start is None else (f_start, g_start))
         if k == self._mine[0]:
             self._pattern.resets = sub.resets  # views show the first block
-        return _Solved(end.x - start, Work(sub.work.counts))
-
-    def _exchange(self, solver: SNES, solved: dict[int, _Solved]) -> list[_Solved]:
-        """Bring all corrections and counts to all ranks in one Allgather. Collective."""
-        comm = solver.problem.comm
-        if comm.size == 1:
-            return list(solved.values())
-        sizes = [s.block.n + 9 for s in self._decomposition.subdomains]
-        parts = [
-            np.concatenate([solved[k].correction.cpu().numpy().astype(np.float64), solved[k].work.counts.ravel()])
-            for k in self._mine
-            if self._owners[k] == comm.rank
-        ]
-        by_rank = [sum(n for n, owner in zip(sizes, self._owners, strict=True) if owner == r) for r in range(comm.size)]
-        packed = comm.allgather_parts(np.concatenate(parts) if parts else np.empty(0), by_rank)
-        found, start = [], 0
-        for n in sizes:
-            part = packed[start : start + n]
-            space = solver.problem.space
-            correction = torch.from_numpy(part[:-9].copy()).to(space.device, space.dtype)
-            found.append(_Solved(correction, Work(part[-9:])))
-            start += n
-        return found
-
-    def _extend(self, solver: SNES, k: int, correction: Tensor) -> Tensor:
-        """Return this rank's part of E_s W_s c_s."""
-        subdomain = self._decomposition.subdomains[k]
-        kind = self.options.type
-        weights = subdomain.weights if kind == "additive" else subdomain.own if kind == "restrict" else 1.0
-        whole = correction.new_zeros(solver.problem.space.n)
-        whole[subdomain.block.indices] = correction * weights
-        return solver.problem.space.local(whole)
+        return dm.Solved(end.x - start, Work(sub.work.counts))
 
     def _combine(self, solver: SNES, point: Point, corrections: list[Tensor]) -> Step:
         damping, how = self.options.damping, self.options.combine
@@ -183,7 +150,7 @@ class Nasm(Method):
             return step
         total = torch.stack(corrections).sum(0)
         if how == "average":
-            x = point.x + (damping / len(corrections)) * total
+            x = point.x + (damping / self._dm.subdomains) * total
             new = solver.point(x, *solver.gradient(x))
             return self._checked(point, new, "after the averaged correction")
         return self._search(solver, point, -damping * total)
@@ -214,17 +181,18 @@ class Nasm(Method):
 
     def _sweep(self, solver: SNES, point: Point) -> Step:
         """One multiplicative sweep; damping scales each correction."""
-        x = solver.problem.space.gather(point.x).clone()
-        g = solver.problem.space.gather(point.g)
-        first = True  # only here is the gradient known
-        for k in self._mine:
+        opened = self._exchanges[0]
+        x = opened.open(point.x)
+        g: Tensor | None = opened.open(point.g)
+        for k, exchange in zip(self._mine, self._exchanges, strict=True):
+            (start,) = exchange.fetch(x, g)
+            g = None  # known before the first correction only
             with solver.log.event("SNESNASMSubSolve", solver.label):
-                solved = self._solve(solver, k, x, point.f, g if first else None)
-            x[self._decomposition.subdomains[k].block.indices] += self.options.damping * solved.correction
+                solved = self._solve(solver, k, start, point.f)
+            x = exchange.add(x, [self.options.damping * solved.correction])
             solver.work.sequential([solved.work])
             self._pattern.work.sequential([solved.work])
-            first = False
-        x = solver.problem.space.local(x).clone()
+        x = opened.close(x)
         new = solver.point(x, *solver.gradient(x))
         return self._checked(point, new, "after the sweep")
 
