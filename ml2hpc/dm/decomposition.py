@@ -1,11 +1,11 @@
-"""Decompositions of a problem's unknowns by layers, tensors or blocks of the flat vector, or of its samples.
+"""Decompositions of a problem's unknowns by layers, tensors, blocks of the vector or boxes, or of its samples.
 
 The coarse space of a two-level method is a decomposition too: one subdomain, made of some of the layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -14,24 +14,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ml2hpc.dm.subdomain import Subdomain
+from ml2hpc.dm.boxes import BoxLocal, BoxSubdomain, Scattered, cut
+from ml2hpc.dm.exchange import Exchange, Gathered
+from ml2hpc.dm.subdomain import Local, Subdomain
 from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
+from ml2hpc.problem.grid import GridProblem
 from ml2hpc.problem.interface import Block, Problem, even_rows
-from ml2hpc.vec import VectorSpace
+from ml2hpc.vec import Partitioned, VectorSpace
 
 
 @dataclass(frozen=True)
 class Options:
     """Options `-dm_*` of the solver that decomposes."""
 
-    decomposition: Literal["layers", "tensors", "blocks", "samples", "coarse"] = option(
+    decomposition: Literal["layers", "tensors", "blocks", "boxes", "samples", "coarse"] = option(
         "layers",
-        "what is divided: consecutive layers, parameter tensors, equal blocks of the flat vector, or samples; coarse: "
-        "one subdomain of some layers, the coarse space of a two-level method",
+        "what is divided: consecutive layers, parameter tensors, equal blocks of the flat vector, boxes of a grid, "
+        "or samples; coarse: one subdomain of some layers, the coarse space of a two-level method",
     )
     subdomains: int = option(2, "number of subdomains", at_least=1)
-    overlap: int = option(0, "layers, tensors or unknowns shared with each neighbour", at_least=0)
+    overlap: int = option(0, "layers, tensors, unknowns or grid lines shared with each neighbour", at_least=0)
     cut: Literal["count", "cost"] = option(
         "count",
         "give each subdomain as many layers or tensors, as the published decompositions do, or as equal a cost of a "
@@ -68,6 +71,23 @@ class Decomposition:
     subdomains: tuple[Subdomain, ...]
     shares: tuple[float, ...]
 
+    def exchange(self, problem: Problem, owners: Sequence[int], here: Mapping[int, Local]) -> Exchange:
+        """Return how vectors come to some subdomains and how corrections come back. Not collective.
+
+        Parameters
+        ----------
+        owners
+            The rank that speaks for each subdomain.
+        here
+            The local problems that this rank solves.
+        """
+        boxes = [s for s in self.subdomains if isinstance(s, BoxSubdomain)]
+        if not boxes:
+            return Gathered(problem, owners, list(here), self.subdomains)
+        assert isinstance(problem, GridProblem)
+        parts = {k: local.restriction.part for k, local in here.items() if isinstance(local, BoxLocal)}
+        return Scattered(problem, owners, boxes, parts)
+
     def view(self) -> list[str]:
         """Return lines for -snes_view: each subdomain with its cost against a whole gradient's. Not collective."""
         o = self.options
@@ -85,25 +105,36 @@ def decompose(problem: Problem, options: Options, prefix: str) -> Decomposition:
     Raises
     ------
     OptionsError
-        If there are more subdomains than things to divide, or samples are asked to overlap, or blocks of the vector or
-        samples to be cut by cost, or a coarse layer does not exist or is named without a coarse space.
+        If there are more subdomains than things to divide, or samples are asked to overlap, or blocks, boxes or
+        samples to be cut by cost, or a problem on a grid to be cut otherwise than in boxes, or a coarse layer does not
+        exist or is named without a coarse space.
     """
     kind = options.decomposition
     if options.coarse and kind != "coarse":
         raise OptionsError(f"-{prefix}dm_coarse: needs -{prefix}dm_decomposition coarse")
-    if options.cut == "cost" and kind in ("blocks", "samples"):
+    if isinstance(problem.space, Partitioned) and kind != "boxes":
+        raise OptionsError(f"-{prefix}dm_decomposition {kind}: vectors on a grid are partitioned; use boxes")
+    if options.cut == "cost" and kind in ("blocks", "boxes", "samples"):
         raise OptionsError(f"-{prefix}dm_cut cost: {kind} are cut by count; use -{prefix}dm_decomposition layers")
     if kind == "samples":
         subdomains = _samples(problem, options, prefix)
         shares = tuple(len(s.rows) / problem.samples for s in subdomains if s.rows is not None)
         return Decomposition(options, subdomains, shares)
+    if kind == "boxes":
+        boxes = cut(problem, options.subdomains, options.overlap, prefix)
+        return Decomposition(options, boxes, _shares(problem, boxes))
     if kind == "coarse":
         subdomains = (_coarse(problem, options, prefix),)
     else:
         edges = _edges(problem, kind)
         subdomains = _blocks(problem, options, edges, _bounds(problem, options, edges, prefix))
+    return Decomposition(options, subdomains, _shares(problem, subdomains))
+
+
+def _shares(problem: Problem, subdomains: Sequence[Subdomain]) -> tuple[float, ...]:
+    """Cost of a local gradient over that of a whole one."""
     whole = problem.cost.gradient
-    return Decomposition(options, subdomains, tuple(problem.block_cost(s.block).gradient / whole for s in subdomains))
+    return tuple(problem.block_cost(s.block).gradient / whole for s in subdomains)
 
 
 def _bounds(problem: Problem, options: Options, edges: Sequence[int], prefix: str) -> list[int]:

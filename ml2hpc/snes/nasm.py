@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,13 +24,7 @@ from ml2hpc.problem.interface import Problem
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
 from ml2hpc.snes.subspace import Subspace
 
-
-@dataclass
-class _Solved:
-    """What a local solve brings back."""
-
-    correction: Tensor  # (block.n,)
-    work: Work
+_WEIGHTINGS: dict[str, dm.Weighting] = {"additive": "unity", "restrict": "own", "basic": "all", "multiplicative": "all"}
 
 
 class Nasm(Method):
@@ -68,7 +61,7 @@ class Nasm(Method):
         self._pattern = solver.spawn("sub_", local)
         self._subs = [solver.spawn(f"sub_{k}_", local, listed=False) for k in range(self._dm.count)]
         self._tracks = False
-        self._corrections: list[Tensor] = []  # of the last step, where they are tracked
+        self._corrections: dict[int, Tensor] = {}  # of this rank's subdomains in the last step, where tracked
         self._subspace = Subspace(solver) if self.options.combine == "subspace" else None
         if self._dm.decomposition == "samples" and self.options.type == "multiplicative":
             raise OptionsError(
@@ -109,8 +102,12 @@ class Nasm(Method):
         """Make this rank's local problems; return all inner solvers with their problems. Collective."""
         problem = solver.problem
         subdomains = self._decomposition.subdomains
-        here = self._here = problem if self._group is problem.comm else problem.on(self._group)
+        here = problem if self._group is problem.comm else problem.on(self._group)
         self._locals = {k: subdomains[k].on(here) for k in self._mine}
+        rounds = [[k] for k in self._mine] if self.options.type == "multiplicative" else [list(self._mine)]
+        self._exchanges = [
+            self._decomposition.exchange(problem, self._owners, {k: self._locals[k] for k in ks}) for ks in rounds
+        ]
         children = []
         for k, local in self._locals.items():
             self._subs[k].label = self._pattern.prefix
@@ -123,60 +120,30 @@ class Nasm(Method):
     def step(self, solver: SNES, point: Point) -> Step:
         if self.options.type == "multiplicative":
             return self._sweep(solver, point)
-        whole = solver.problem.space.gather(point.x)
-        gradient = solver.problem.space.gather(point.g)
+        (exchange,) = self._exchanges
+        starts = exchange.fetch(exchange.open(point.x), exchange.open(point.g))
         with solver.log.event("SNESNASMSubSolve", solver.label):
-            solved = {k: self._solve(solver, k, whole, point.f, gradient) for k in self._mine}
+            solved = [self._solve(solver, k, start, point.f) for k, start in zip(self._mine, starts, strict=True)]
         with solver.log.event("SNESNASMRestrict", solver.label):
-            found = self._exchange(solver, solved)
-        solver.work.parallel([s.work for s in found])
-        self._pattern.work.parallel([s.work for s in found])
+            apart = self.options.combine in ("layerwise", "subspace")
+            corrections, works = exchange.collect(solved, _WEIGHTINGS[self.options.type], apart=apart)
+        solver.work.parallel(works)
+        self._pattern.work.parallel(works)
         if self._tracks:
-            self._corrections = [s.correction for s in found]
-        return self._combine(solver, point, [self._extend(solver, k, s.correction) for k, s in enumerate(found)])
+            self._corrections = {k: s.correction for k, s in zip(self._mine, solved, strict=True)}
+        return self._combine(solver, point, corrections)
 
-    def _solve(self, solver: SNES, k: int, x: Tensor, f: float, g: Tensor | None) -> _Solved:
-        """Solve on subdomain k from x, shape (n,). Collective on its ranks."""
+    def _solve(self, solver: SNES, k: int, begin: dm.Start, f: float) -> dm.Solved:
+        """Solve on subdomain k from what the exchange brought. Collective on its ranks."""
         local, sub = self._locals[k], self._subs[k]
-        start, f_start, g_start = local.begin(x, f, g)
+        start, f_start, g_start = local.begin(begin[0], f, begin[1])
         sub.problem = local.problem
         sub.work.clear()
         sub.work.sequential([local.begin_work(solver.problem, solver.unit)])
         end = sub.solve(start, None if g_start is None else (f_start, g_start))
         if k == self._mine[0]:
             self._pattern.resets = sub.resets  # views show the first block
-        return _Solved(end.x - start, Work(sub.work.counts))
-
-    def _exchange(self, solver: SNES, solved: dict[int, _Solved]) -> list[_Solved]:
-        """Bring all corrections and counts to all ranks in one Allgather. Collective."""
-        comm = solver.problem.comm
-        if comm.size == 1:
-            return list(solved.values())
-        sizes = [s.block.n + 9 for s in self._decomposition.subdomains]
-        parts = [
-            np.concatenate([solved[k].correction.cpu().numpy().astype(np.float64), solved[k].work.counts.ravel()])
-            for k in self._mine
-            if self._owners[k] == comm.rank
-        ]
-        by_rank = [sum(n for n, owner in zip(sizes, self._owners, strict=True) if owner == r) for r in range(comm.size)]
-        packed = comm.allgather_parts(np.concatenate(parts) if parts else np.empty(0), by_rank)
-        found, start = [], 0
-        for n in sizes:
-            part = packed[start : start + n]
-            space = solver.problem.space
-            correction = torch.from_numpy(part[:-9].copy()).to(space.device, space.dtype)
-            found.append(_Solved(correction, Work(part[-9:])))
-            start += n
-        return found
-
-    def _extend(self, solver: SNES, k: int, correction: Tensor) -> Tensor:
-        """Return this rank's part of E_s W_s c_s."""
-        subdomain = self._decomposition.subdomains[k]
-        kind = self.options.type
-        weights = subdomain.weights if kind == "additive" else subdomain.own if kind == "restrict" else 1.0
-        whole = correction.new_zeros(solver.problem.space.n)
-        whole[subdomain.block.indices] = correction * weights
-        return solver.problem.space.local(whole)
+        return dm.Solved(end.x - start, Work(sub.work.counts))
 
     def _combine(self, solver: SNES, point: Point, corrections: list[Tensor]) -> Step:
         damping, how = self.options.damping, self.options.combine
@@ -189,7 +156,7 @@ class Nasm(Method):
             return step
         total = torch.stack(corrections).sum(0)
         if how == "average":
-            x = point.x + (damping / len(corrections)) * total
+            x = point.x + (damping / self._dm.subdomains) * total
             new = solver.point(x, *solver.gradient(x))
             return self._checked(point, new, "after the averaged correction")
         return self._search(solver, point, -damping * total)
@@ -213,17 +180,18 @@ class Nasm(Method):
 
     def _sweep(self, solver: SNES, point: Point) -> Step:
         """One multiplicative sweep; damping scales each correction."""
-        x = solver.problem.space.gather(point.x).clone()
-        g = solver.problem.space.gather(point.g)
-        first = True  # only here is the gradient known
-        for k in self._mine:
+        opened = self._exchanges[0]
+        x = opened.open(point.x)
+        g: Tensor | None = opened.open(point.g)
+        for k, exchange in zip(self._mine, self._exchanges, strict=True):
+            (start,) = exchange.fetch(x, g)
+            g = None  # known before the first correction only
             with solver.log.event("SNESNASMSubSolve", solver.label):
-                solved = self._solve(solver, k, x, point.f, g if first else None)
-            x[self._decomposition.subdomains[k].block.indices] += self.options.damping * solved.correction
+                solved = self._solve(solver, k, start, point.f)
+            x = exchange.add(x, [self.options.damping * solved.correction])
             solver.work.sequential([solved.work])
             self._pattern.work.sequential([solved.work])
-            first = False
-        x = solver.problem.space.local(x).clone()
+        x = opened.close(x)
         new = solver.point(x, *solver.gradient(x))
         return self._checked(point, new, "after the sweep")
 
@@ -263,43 +231,42 @@ class Nasm(Method):
         factor = self._step_length(solver)
         if factor is None:
             return None
-        space = solver.problem.space
-        whole = space.gather(point.x)
-        local = {k: self._linearize(solver, k, whole, point.f) for k in self._mine}
+        (exchange,) = self._exchanges
+        starts = exchange.fetch(exchange.open(point.x), None)
+        locals_ = [self._linearize(solver, k, start, point.f) for k, start in zip(self._mine, starts, strict=True)]
 
         def action(v: Tensor) -> Tensor:
-            direction = space.gather(v)
-            found = self._exchange(solver, {k: self._apply_local(k, local[k], direction) for k in self._mine})
-            solver.work.parallel([s.work for s in found])
-            self._pattern.work.parallel([s.work for s in found])
-            return factor * torch.stack([self._extend(solver, k, s.correction) for k, s in enumerate(found)]).sum(0)
+            directions = exchange.fetch(exchange.open(v), None)
+            solved = [local(direction) for local, (direction, _) in zip(locals_, directions, strict=True)]
+            corrections, works = exchange.collect(solved, _WEIGHTINGS[self.options.type], apart=False)
+            solver.work.parallel(works)
+            self._pattern.work.parallel(works)
+            return factor * torch.stack(corrections).sum(0)
 
         return action
 
-    def _linearize(self, solver: SNES, k: int, x: Tensor, f: float) -> Callable[[Tensor], Tensor]:
-        """Return v -> H_ss^-1 R_s H v at the end of the local solve from x, shape (n,). Collective on its ranks."""
+    def _linearize(self, solver: SNES, k: int, start: dm.Start, f: float) -> Callable[[Tensor], dm.Solved]:
+        """Return v -> H_ss^-1 R_s H v at the end of the last local solve, which began at `start`.
+
+        Collective on the subdomain's ranks.
+        """
         local, sub = self._locals[k], self._subs[k]
-        indices = self._decomposition.subdomains[k].block.indices
-        end = local.begin(x, f, None)[0] + self._corrections[k]
+        end = local.begin(start[0], f, None)[0] + self._corrections[k]
         sub.problem = local.problem
         inverse = sub.method.linear_solver(sub, end)
-        at = x.clone()
-        at[indices] = end
 
-        def action(v: Tensor) -> Tensor:
-            sub.work.add("hessians", self._here.cost.hessian / solver.unit.hessian)
-            return inverse(self._here.hessian_action(at, v)[indices])
+        def action(v: Tensor) -> dm.Solved:
+            sub.work.clear()
+            sub.work.add("hessians", local.rows_cost.hessian / solver.unit.hessian)
+            return dm.Solved(inverse(local.hessian_rows(end, v)), Work(sub.work.counts))
 
         return action
-
-    def _apply_local(self, k: int, action: Callable[[Tensor], Tensor], v: Tensor) -> _Solved:
-        sub = self._subs[k]
-        sub.work.clear()
-        return _Solved(action(v), Work(sub.work.counts))
 
     def state(self, solver: SNES) -> Tree:
         comm = solver.problem.comm
         mine = {f"sub_{k}": self._subs[k].state() for k in self._mine}
+        for k, correction in self._corrections.items():
+            mine[f"sub_{k}"]["correction"] = self._locals[k].problem.space.gather(correction).cpu().numpy()
         spoken = {
             name: tree for (name, tree), k in zip(mine.items(), self._mine, strict=True) if self._owners[k] == comm.rank
         }
@@ -307,8 +274,6 @@ class Nasm(Method):
         tree: Tree = {"pattern_work": self._pattern.work.counts.copy()}
         if self._subspace is not None:
             tree["subspace"] = self._subspace.solver.state()
-        if self._corrections:
-            tree["corrections"] = torch.cat(self._corrections).cpu().numpy()
         for part in gathered or []:
             tree |= part
         return tree
@@ -318,11 +283,10 @@ class Nasm(Method):
         if self._subspace is not None:
             self._subspace.solver.load(state["subspace"])
         for k in self._mine:
-            self._subs[k].load(state[f"sub_{k}"])
-        if "corrections" in state:
-            sizes = [s.block.n for s in self._decomposition.subdomains]
-            whole = torch.from_numpy(state["corrections"].copy()).to(solver.problem.space.device)
-            self._corrections = list(whole.split(sizes))
+            part = state[f"sub_{k}"]
+            self._subs[k].load(part)
+            if "correction" in part:
+                self._corrections[k] = self._locals[k].problem.space.restored(part["correction"])
 
     def inner(self) -> list[tuple[str, SNES]]:
         first = "all ranks" if self.options.type == "multiplicative" else "rank 0"
