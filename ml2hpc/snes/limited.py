@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ml2hpc.kernels import Library
 from ml2hpc.snes.secant import Inverse, Tree
-from ml2hpc.vec import VectorSpace
+from ml2hpc.vec import Rows, VectorSpace
 
 
 class CompactLBFGS(Inverse):
@@ -19,17 +20,25 @@ class CompactLBFGS(Inverse):
     One pass forms [S Y]' [y g_new] with a new pair, which are the new columns of R and Y'Y and all that the next
     direction needs; the other forms the direction.
 
+    Parameters
+    ----------
+    memory
+        Pairs at most.
+    scaled
+        gamma as above, else 1.
+    library
+        The compiled kernels, or None.
+
     References
     ----------
     Byrd, Nocedal, Schnabel: Representations of quasi-Newton matrices, Math. Programming 63 (1994).
     """
 
-    def __init__(self, space: VectorSpace, memory: int, *, scaled: bool) -> None:
+    def __init__(self, space: VectorSpace, memory: int, *, scaled: bool, library: Library | None) -> None:
         super().__init__(space)
         self.memory = memory
         self.scaled = scaled
-        shape = 2 * memory, space.n_local
-        self._rows = torch.zeros(shape, dtype=space.dtype, device=space.device)  # S' above Y'
+        self._rows = Rows(space, 2 * memory, library)  # S' above Y'
         self._upper = torch.zeros(memory, memory, dtype=space.dtype, device=space.device)  # R, oldest pair first
         self._yy = torch.zeros_like(self._upper)  # Y'Y, oldest pair first
         self._order: list[int] = []  # places of the pairs in the rows, oldest first
@@ -45,7 +54,7 @@ class CompactLBFGS(Inverse):
         if not self._order:
             return g.clone()
         if self._known is None or self._known[0] is not g:
-            self._known = (g, self.space.mdot(self._rows, g))
+            self._known = (g, self._rows.products(g, g)[1])
         k, m, count = self._places, self.memory, len(self._order)
         sg, yg = self._known[1][k], self._known[1][m + k]
         upper, yy = self._upper[:count, :count], self._yy[:count, :count]
@@ -56,7 +65,7 @@ class CompactLBFGS(Inverse):
         weights = g.new_zeros(2 * m)
         weights[k] = p
         weights[m + k] = -gamma * q
-        return torch.addmv(g, self._rows.T, weights, beta=gamma)
+        return self._rows.combination(weights, gamma, g)
 
     def update(self, s: Tensor, y: Tensor, g: Tensor, g_new: Tensor, step: float | None) -> None:
         m = self.memory
@@ -69,9 +78,9 @@ class CompactLBFGS(Inverse):
             place = len(self._order)
             self._places = torch.cat([self._places, self._places.new_full((1,), place)])
         self._order.append(place)
-        self._rows[place] = s
-        self._rows[m + place] = y
-        with_y, with_g = self.space.mdot(torch.stack([y, g_new]), self._rows.T)
+        self._rows.values[place] = s
+        self._rows.values[m + place] = y
+        with_y, with_g = self._rows.products(y, g_new)
         k, count = self._places, len(self._order)
         self._upper[:count, count - 1] = with_y[k]
         self._yy[:count, count - 1] = self._yy[count - 1, :count] = with_y[m + k]
@@ -87,7 +96,7 @@ class CompactLBFGS(Inverse):
         self._known = None
 
     def state(self) -> Tree:
-        rows = self.space.gather(self._rows.T.contiguous()).T.contiguous()
+        rows = self.space.gather(self._rows.values.T.contiguous()).T.contiguous()
         tree: Tree = {
             "rows": rows.cpu().numpy(),
             "upper": self._upper.cpu().numpy(),
@@ -100,7 +109,7 @@ class CompactLBFGS(Inverse):
         return tree
 
     def load(self, state: Tree) -> None:
-        self._rows = torch.from_numpy(state["rows"])[:, self.space.rows].to(self.space.device, copy=True)
+        self._rows.values.copy_(torch.from_numpy(state["rows"])[:, self.space.rows])
         self._upper, self._yy = (torch.from_numpy(state[k]).to(self.space.device, copy=True) for k in ("upper", "yy"))
         self._order = [int(i) for i in state["order"]]
         self._places = torch.tensor(self._order, dtype=torch.int64, device=self.space.device)

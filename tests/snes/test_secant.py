@@ -63,7 +63,7 @@ def two_loop(stored, gamma, g):
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 11])
 def test_compact_form_equals_the_recursion(scaled, count):
-    inverse = CompactLBFGS(space(), 4, scaled=scaled)
+    inverse = CompactLBFGS(space(), 4, scaled=scaled, library=kernels.load())
     stored = []
     for s, y, g, g_new in pairs(count):
         inverse.update(s, y, g, g_new, None)
@@ -300,7 +300,7 @@ def test_the_matrix_stays_definite_in_floating_point(kind, dtype, library):
 
 @pytest.mark.parametrize("kind", ["lbfgs", "ssbroyden"])
 def test_a_changed_objective_keeps_the_matrix_and_forgets_products(kind):
-    inverse = CompactLBFGS(space(), 5, scaled=True) if kind == "lbfgs" else dense(kind)
+    inverse = CompactLBFGS(space(), 5, scaled=True, library=kernels.load()) if kind == "lbfgs" else dense(kind)
     for arguments in descent(inverse, matrix(N), 6):
         inverse.update(*arguments)
     g = arguments[3]
@@ -360,7 +360,7 @@ def test_a_state_of_other_blocks_is_refused():
 
 
 def test_the_limited_memory_makes_two_passes_a_step(monkeypatch):
-    inverse = CompactLBFGS(space(), 5, scaled=True)
+    inverse = CompactLBFGS(space(), 5, scaled=True, library=kernels.load())
     passes = []
     mdot = inverse.space.mdot
 
