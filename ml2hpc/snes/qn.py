@@ -65,7 +65,7 @@ class QuasiNewton(DirectionMethod):
         self._check(solver)
         self._parts = problem.layers if o.blocks == "layers" else (slice(0, problem.space.n),)
         self.inverse = (
-            CompactLBFGS(problem.space, o.m, scaled=o.scale_type == "scalar")
+            CompactLBFGS(problem.space, o.m, scaled=o.scale_type == "scalar", library=kernels.load())
             if o.type == "lbfgs"
             else DenseInverse(problem.space, problem.comm, o.type, self._parts, o.curvature, kernels.load())
         )

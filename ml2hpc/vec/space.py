@@ -49,8 +49,8 @@ class VectorSpace(ABC):
         """Which entries of a whole vector this rank stores."""
 
     @abstractmethod
-    def mdot(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return left @ right for left (k, n_local) and right (n_local,) or (n_local, m). Collective if sharded."""
+    def total(self, part: Tensor) -> Tensor:
+        """Return the sum of what each rank found from its slices, in rank order. Collective if sharded."""
 
     @abstractmethod
     def gather(self, x: Tensor) -> Tensor:
@@ -67,6 +67,10 @@ class VectorSpace(ABC):
     def local(self, x: Tensor) -> Tensor:
         """Return this rank's slice of a whole vector (n,). Not collective."""
         return x[self.rows]
+
+    def mdot(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return left @ right for left (k, n_local) and right (n_local,) or (n_local, m). Collective if sharded."""
+        return self.total(left @ right)
 
     def dot(self, x: Tensor, y: Tensor) -> float:
         """Return <x, y>. Collective if sharded."""
@@ -92,8 +96,8 @@ class Replicated(VectorSpace):
     def rows(self) -> slice:
         return slice(0, self.n)
 
-    def mdot(self, left: Tensor, right: Tensor) -> Tensor:
-        return left @ right
+    def total(self, part: Tensor) -> Tensor:
+        return part
 
     def dot(self, x: Tensor, y: Tensor) -> float:
         return float(torch.dot(x, y))
@@ -123,8 +127,8 @@ class Sharded(VectorSpace):
     def rows(self) -> slice:
         return self._rows
 
-    def mdot(self, left: Tensor, right: Tensor) -> Tensor:
-        parts = self.comm.allgather((left @ right).cpu().numpy())
+    def total(self, part: Tensor) -> Tensor:
+        parts = self.comm.allgather(part.cpu().numpy())
         return torch.from_numpy(parts).sum(0).to(self.device)
 
     def gather(self, x: Tensor) -> Tensor:
@@ -169,10 +173,10 @@ class Partitioned(VectorSpace):
     def rows(self) -> Tensor:
         return self._rows
 
-    def mdot(self, left: Tensor, right: Tensor) -> Tensor:
+    def total(self, part: Tensor) -> Tensor:
         if self.comm.size == 1:
-            return left @ right
-        parts = self.comm.allgather((left @ right).cpu().numpy())
+            return part
+        parts = self.comm.allgather(part.cpu().numpy())
         return torch.from_numpy(parts).sum(0).to(self.device)
 
     def one_norm(self, x: Tensor) -> float:
