@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ml2hpc.linesearch.interface import Line, LineSearch, Result, decrease
+from ml2hpc.linesearch.interface import Line, LineSearch, Result
 
 
 class Bisection(LineSearch):
@@ -27,4 +27,4 @@ class Bisection(LineSearch):
             old, step = step, 0.5 * (left + right)
             if abs(step - old) < self.ltol:
                 break
-        return decrease(line, step, o.minlambda)
+        return self._decrease(line, step)

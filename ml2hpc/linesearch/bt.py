@@ -20,7 +20,7 @@ class Backtracking(LineSearch):
         before: tuple[float, float] | None = None
         for _ in range(self.max_it):
             value = line.value(step)
-            if value <= line.f + o.alpha * step * line.slope:
+            if value <= line.f + o.alpha * step * line.slope or self._flatter(line, step, value):
                 return Result(step)
             if math.isfinite(value):
                 factor = self._interpolate(line, step, value, before)

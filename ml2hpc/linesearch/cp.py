@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ml2hpc.linesearch.interface import Line, LineSearch, Result, decrease, secant_step
+from ml2hpc.linesearch.interface import Line, LineSearch, Result, secant_step
 
 
 class CriticalPoint(LineSearch):
@@ -30,7 +30,7 @@ class CriticalPoint(LineSearch):
             if abs(new - step) <= self.ltol * step:
                 break
             old, slope_old, step = step, slope, new
-        return decrease(line, step, o.minlambda)
+        return self._decrease(line, step)
 
     def _behind(self, line: Line, old: float, slope_old: float, step: float, slope: float) -> float:
         """Return the slope at `old` on the line through the end with the curvature there.

@@ -33,7 +33,7 @@ class Options:
     memory: int = option(
         3, "start from the mean of the best steps of this many searches; 0: from damping (wolfe)", at_least=0
     )
-    alpha: float = option(1e-4, "sufficient decrease, as a fraction of the slope (bt, wolfe)", above=0.0, below=0.5)
+    alpha: float = option(1e-4, "sufficient decrease, as a fraction of the slope", above=0.0, below=0.5)
     curvature: float = option(0.9, "slope left over at most, as a fraction of the first (wolfe)", above=0.0, below=1.0)
     order: Literal["1", "2", "3"] | None = option(
         None, "order of the interpolation (bt 3), of the differences of slopes (cp 1)"
@@ -132,7 +132,7 @@ class Line:
 
 
 class LineSearch(ABC):
-    """Chooses lambda > 0 such that L(x - lambda y) < L(x), up to the round-off of L for `wolfe`; except for `none`."""
+    """Chooses lambda > 0 such that L(x - lambda y) < L(x), up to the round-off of L; except for `none`."""
 
     default_max_it: ClassVar[int] = 1
     default_maxlambda: ClassVar[float] = 1.0
@@ -152,6 +152,27 @@ class LineSearch(ABC):
         if not line.slope < 0:  # not-a-number included
             return Result(0.0, "the direction does not descend")
         return self._search(line)
+
+    def _hidden(self, f: float, slope: float, step: float, value: float) -> bool:
+        """Whether round-off hides the decrease that is asked for, and L rose from f by no more than round-off."""
+        o = self.options
+        noise = o.roundoff * abs(f)
+        return -o.alpha * step * slope <= noise and value <= f + noise
+
+    def _flatter(self, line: Line, step: float, value: float) -> bool:
+        """Whether the slope shrinks where round-off hides the decrease. Collective."""
+        return self._hidden(line.f, line.slope, step, value) and abs(line.both(step)[1]) < abs(line.slope)
+
+    def _decrease(self, line: Line, step: float, tries: int = 40) -> Result:
+        """Halve a step until L falls below L(x). Collective."""
+        for _ in range(tries):
+            if step < self.options.minlambda:
+                break
+            value = line.value(step)
+            if value < line.f or self._flatter(line, step, value):
+                return Result(step)
+            step *= 0.5
+        return Result(0.0, "no step along the direction lowers the objective")
 
     def forget(self) -> None:
         """Take the steps so far for no guide to the next: the direction comes from elsewhere. Not collective."""
@@ -175,17 +196,6 @@ class LineSearch(ABC):
             f"tolerances: relative={o.rtol:e}, lambda={self.ltol:e}",
             f"maximum iterations={self.max_it}",
         ]
-
-
-def decrease(line: Line, step: float, minlambda: float, tries: int = 40) -> Result:
-    """Halve a step until L falls below L(x). Collective."""
-    for _ in range(tries):
-        if step < minlambda:
-            break
-        if line.value(step) < line.f:
-            return Result(step)
-        step *= 0.5
-    return Result(0.0, "no step along the direction lowers the objective")
 
 
 def secant_step(old: float, slope_old: float, step: float, slope: float, minlambda: float, maxlambda: float) -> float:

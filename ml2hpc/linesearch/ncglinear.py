@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ml2hpc.linesearch.interface import Line, LineSearch, Result, decrease
+from ml2hpc.linesearch.interface import Line, LineSearch, Result
 
 
 class LinearCG(LineSearch):
@@ -20,4 +20,4 @@ class LinearCG(LineSearch):
         o = self.options
         curvature = line.curvature()
         step = -line.slope / curvature if 0.0 < curvature < math.inf else o.damping
-        return decrease(line, min(step, self.maxlambda), o.minlambda)
+        return self._decrease(line, min(step, self.maxlambda))

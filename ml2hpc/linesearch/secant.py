@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 
-from ml2hpc.linesearch.interface import Line, LineSearch, Result, decrease, secant_step
+from ml2hpc.linesearch.interface import Line, LineSearch, Result, secant_step
 
 _NOISE = 16 * sys.float_info.epsilon  # relative, of a second difference of values of L
 
@@ -36,4 +36,4 @@ class Secant(LineSearch):
             if abs(new - step) <= self.ltol * step:
                 break
             old, value_old, step = step, value, new
-        return decrease(line, step, o.minlambda)
+        return self._decrease(line, step)

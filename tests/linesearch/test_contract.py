@@ -68,6 +68,24 @@ def test_l_falls(kind: str, phi: Function) -> None:
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
+@pytest.mark.parametrize("noise", [-1e-12, 1e-12])
+def test_slopes_decide_where_round_off_hides_the_decrease(kind: str, noise: float) -> None:
+    """L = 1000 + (l - 0.8)^2 1e-14 / 2 up to noise: L says nothing, its slope shrinks."""
+
+    def phi(step: float) -> tuple[float, float]:
+        return 1e3 + noise * (step > 0), 1e-14 * (step - 0.8)
+
+    result, line = search(phi, kind)
+    assert not result.failure
+    assert abs(phi(result.step)[1]) < abs(line.slope)
+
+    def rising(step: float) -> tuple[float, float]:
+        return 1e3 + 1e-6 * (step > 0), 1e-14 * (step - 0.8)
+
+    assert search(rising, kind)[0].failure
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
 @pytest.mark.parametrize("beyond", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("wall", [0.9, 0.3, 1e-3])
 def test_a_wall_is_backed_off_from(kind: str, wall: float, beyond: float) -> None:
