@@ -134,12 +134,12 @@ def test_a_damped_step_solves_the_damped_system(comm, options):
     "option",
     [
         "snes_ksp_ew 0",
-        "snes_ksp_ew_version 1",
+        "snes_ksp_ew_version 1 -snes_ksp_ew_gamma 0.5",
         "snes_ksp_ew_rtol0 0.01",
-        "snes_ksp_ew_rtolmax 0.4 -snes_ksp_ew_rtol0 0.9",
+        "snes_ksp_ew_rtolmax 0.4 -snes_ksp_ew_rtol0 0.9 -snes_ksp_ew_version 2",
         "snes_ksp_ew_gamma 0.5",
         "snes_ksp_ew_alpha 2",
-        "snes_ksp_ew_threshold 0.9 -snes_ksp_ew_rtol0 0.6",
+        "snes_ksp_ew_threshold 0.9 -snes_ksp_ew_rtol0 0.6 -snes_ksp_ew_version 2",
         "ksp_max_it 2",
         "ksp_atol 0.5",
         "ksp_rtol 0.2 -snes_ksp_ew 0",
@@ -204,7 +204,7 @@ def test_the_view_shows_the_linear_solver(comm):
     solver.solve(start(8))
     view = solver.view()
     assert "model is HESSIAN, damping=0" in view
-    assert "forcing terms by Eisenstat and Walker, version 2: rtol_0=0.3, rtolmax=0.9" in view
+    assert "forcing terms by Eisenstat and Walker, version 3: rtol_0=0.3, rtolmax=0.9" in view
     assert "KSP type: gmres, maximum iterations=200, tolerances: relative=1e-05, absolute=1e-50, restart=30" in view
     assert "PC type: nystrom, rank=2, seed=0, every 20 operators" in view
     assert solver.brief() == "newtonls(gmres, nystrom)"
