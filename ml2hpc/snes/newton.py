@@ -39,7 +39,7 @@ class Newton(DirectionMethod):
     damping = 0.0
 
     def configure(self, solver: SNES) -> None:
-        left = solver.side == "left"
+        self._is_left = left = solver.side == "left"
         self._forcing_options = ForcingOptions(ew=False)
         if self.forces:
             self._forcing_options = solver.read(ForcingOptions, "snes_ksp_", "Forcing terms (Eisenstat-Walker)")
@@ -204,8 +204,9 @@ class Newton(DirectionMethod):
 
     def view(self) -> list[str]:
         o = self._forcing_options
-        model = "derivative of x - M(x)" if self.ksp.options.type == "gmres" else self.model.upper()
-        lines = [f"model is {model}, damping={self.damping:g}"]
+        lines = ["model is the derivative of x - M(x)"]
+        if not self._is_left:
+            lines = [f"model is {self.model.upper()}, damping={self.damping:g}"]
         if o.ew:
             lines.append(
                 f"forcing terms by Eisenstat and Walker, version {o.ew_version}: rtol_0={o.ew_rtol0:g}, "

@@ -26,15 +26,17 @@ def test_the_first_choice_measures_the_linear_model():
 
 
 def test_the_second_choice_measures_the_fall():
-    assert followed([1.0, 0.1], ew_alpha=2.0, ew_gamma=0.9) == pytest.approx([0.3, 0.009])
-    assert followed([1.0, 2.0], ew_rtolmax=0.8) == pytest.approx([0.3, 0.8])
+    assert followed([1.0, 0.1], ew_version="2", ew_alpha=2.0, ew_gamma=0.9) == pytest.approx([0.3, 0.009])
+    assert followed([1.0, 2.0], ew_version="2", ew_rtolmax=0.8) == pytest.approx([0.3, 0.8])
 
 
 def test_the_safeguard_holds_above_its_threshold():
     """gamma eta^alpha = 0.49 is above 0.1 and keeps the term from falling to 1e-4; 0.0081 is not."""
-    assert followed([1.0, 1e-2], ew_alpha=2.0, ew_rtol0=0.7)[-1] == pytest.approx(0.49)
-    assert followed([1.0, 1e-2], ew_alpha=2.0, ew_rtol0=0.09)[-1] == pytest.approx(1e-4)
-    assert followed([1.0, 1e-2], ew_alpha=2.0, ew_rtol0=0.7, ew_threshold=0.5)[-1] == pytest.approx(1e-4)
+    assert followed([1.0, 1e-2], ew_version="2", ew_alpha=2.0, ew_rtol0=0.7)[-1] == pytest.approx(0.49)
+    assert followed([1.0, 1e-2], ew_version="2", ew_alpha=2.0, ew_rtol0=0.09)[-1] == pytest.approx(1e-4)
+    assert followed([1.0, 1e-2], ew_version="2", ew_alpha=2.0, ew_rtol0=0.7, ew_threshold=0.5)[-1] == pytest.approx(
+        1e-4
+    )
 
 
 def test_the_third_choice_does_not_solve_beyond_what_is_wanted():
