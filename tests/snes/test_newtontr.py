@@ -242,6 +242,16 @@ def test_a_solve_stays_in_the_ball_of_its_parent(comm):
     assert 0.3 < float((point.x - x).norm()) <= 0.5
 
 
+def test_schwarz_hands_the_ball_to_its_local_solves(comm):
+    """Each block of a sweep moves by the whole radius, far from the minimum."""
+    options = "-snes_nasm_type multiplicative -dm_decomposition blocks -dm_subdomains 2 -sub_snes_type newtontr"
+    solver = tree(f"-snes_type nasm -snes_max_it 1 {options}", quadratic(world(comm)))
+    solver.method.confine(0.3)
+    x = 10 * normal(8, seed=1)
+    moved = solver.solve(x).x - x
+    assert [float(part.norm()) for part in (moved[:4], moved[4:])] == pytest.approx([0.3, 0.3], rel=1e-6)
+
+
 @pytest.mark.parametrize("inner", ["newtontr", "qn"])
 @pytest.mark.parametrize("options", ["", "-snes_tr_norm_type infinity -npc_sub_snes_tr_norm_type infinity"])
 def test_the_preconditioner_stays_in_the_region(comm, inner, options):
