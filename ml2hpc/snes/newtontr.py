@@ -184,7 +184,8 @@ class NewtonTR(Method):
         length = self._length(solver, trial.s)
         new = self._point(solver, point, x) if self._secant is not None else None
         f = solver.objective(x) if new is None else new.f
-        small = self._lost(point.f, point.f - f, trial.decrease)
+        digits = _ROUNDING * torch.finfo(x.dtype).eps * abs(point.f)
+        small = abs(point.f - f) <= digits and trial.decrease <= digits
         if small and new is None:
             new = self._point(solver, point, x)
         decrease = point.f - f
@@ -197,11 +198,6 @@ class NewtonTR(Method):
             return None
         new = self._point(solver, point, x) if new is None else new
         return new if new.finite else None
-
-    @staticmethod
-    def _lost(f: float, *decreases: float) -> bool:
-        """Whether these decreases of L are in the rounding of L."""
-        return all(abs(d) <= _ROUNDING * torch.finfo(torch.float64).eps * abs(f) for d in decreases)
 
     def _point(self, solver: SNES, old: Point, x: Tensor) -> Point:
         """Evaluate at x; the secant model learns from what it finds. Collective."""
@@ -269,6 +265,8 @@ class NewtonTR(Method):
     def precondition(self, solver: SNES, point: Point, apply: Callable[[Point], Point]) -> Point:
         assert solver.npc is not None
         room = self._room(solver, point)
+        if room < _SPENT * self._most:
+            return point
         radius = min(self._delta, room)
         solver.npc.method.confine(radius)
         half = apply(point)

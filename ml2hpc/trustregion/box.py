@@ -101,8 +101,6 @@ class _Solve:
             length = rr / curvature if curvature > 0.0 else math.inf
             t = min(length, edge)
             s = torch.add(self.s, p, alpha=t).clamp(-self._radius, self._radius)
-            if t == edge:
-                s = self._snapped(s, p)
             self._move(s, torch.sub(self.r, bp, alpha=t), t * rr - 0.5 * t * t * curvature)
             if t == edge or not curvature > 0.0:
                 return
@@ -112,13 +110,5 @@ class _Solve:
 
     def _edge(self, p: Tensor) -> float:
         """Return the t at which s + t p meets the boundary."""
-        return float(self._space.gather(self._distances(p)).min())
-
-    def _distances(self, p: Tensor) -> Tensor:
         room = self._radius - self.s * p.sign()
-        return torch.where(p == 0.0, math.inf, room / p.abs())
-
-    def _snapped(self, s: Tensor, p: Tensor) -> Tensor:
-        """Put what met the boundary exactly on it, so that it leaves the face."""
-        met = self._distances(p) <= self._edge(p)
-        return torch.where(met, self._radius * p.sign(), s)
+        return float(self._space.gather(torch.where(p == 0.0, math.inf, room / p.abs())).min())

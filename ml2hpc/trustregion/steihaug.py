@@ -30,7 +30,7 @@ class _Segment:
 
     @property
     def length(self) -> float:
-        """Where m is least along p."""
+        """Where m is least along p; not a number counts as infinitely far, and shows in the decrease."""
         return self.rr / self.curvature if self.curvature > 0.0 else math.inf
 
     def exit(self, radius: float) -> float:
@@ -75,7 +75,6 @@ class SteihaugToint(Subproblem):
         self._rr = model.space.dot(model.g, model.g)
         self._stop = rtol * rtol * self._rr
         self._p = self._r
-        self._ended = False
 
     def solve(self, radius: float) -> Trial:
         if self._fallback == "dogleg":
@@ -104,17 +103,15 @@ class SteihaugToint(Subproblem):
 
     def _extend(self) -> bool:
         """Measure the curvature along the next direction; return whether there is one. Collective."""
-        if self._ended or len(self._segments) == self._most or not self._rr > self._stop:
+        if len(self._segments) == self._most or not self._rr > self._stop:
             return False
         self._bp = self._model.action(self._p)
         rows = torch.stack([self._s, self._p, self._bp])
         (ss, _), (sp, pp), (_, curvature) = self._model.space.mdot(rows, rows[:2].T).tolist()
         self._segments.append(_Segment(ss, sp, pp, self._rr, curvature))
         self._directions.append(self._p)
-        if not self._segments[1:]:
+        if len(self._segments) == 1:
             self._bg = -self._bp
-        # Negative curvature ends the path; not a number ends it too, and shows in the decrease.
-        self._ended = not curvature > 0.0
         return True
 
     def _advance(self, k: int) -> None:

@@ -193,7 +193,7 @@ def test_limited_memory_is_the_dense_update_of_its_pairs():
         b += torch.outer(w, w) / (w @ s)
     torch.testing.assert_close(dense_of(secant, n), b, rtol=0, atol=1e-10 * float(b.abs().max()))
     s, y = next((s, y) for s, y in reversed(pairs) if s @ y > 0)
-    assert secant._gamma == pytest.approx(float((y @ y) / (s @ y)), rel=1e-14)
+    assert secant._gamma == pytest.approx(0.03 * float((s @ y) / (s @ s)), rel=1e-14)
 
 
 def test_dependent_pairs_are_left_out():
@@ -240,6 +240,16 @@ def test_a_solve_stays_in_the_ball_of_its_parent(comm):
     assert solver.reason == Reason.DIVERGED_TR_DELTA
     assert "used up" in solver.failure
     assert 0.3 < float((point.x - x).norm()) <= 0.5
+
+
+def test_schwarz_hands_the_ball_to_its_local_solves(comm):
+    """Each block of a sweep moves by the whole radius, far from the minimum."""
+    options = "-snes_nasm_type multiplicative -dm_decomposition blocks -dm_subdomains 2 -sub_snes_type newtontr"
+    solver = tree(f"-snes_type nasm -snes_max_it 1 {options}", quadratic(world(comm)))
+    solver.method.confine(0.3)
+    x = 10 * normal(8, seed=1)
+    moved = solver.solve(x).x - x
+    assert [float(part.norm()) for part in (moved[:4], moved[4:])] == pytest.approx([0.3, 0.3], rel=1e-6)
 
 
 @pytest.mark.parametrize("inner", ["newtontr", "qn"])

@@ -162,7 +162,9 @@ def test_the_dogleg_goes_from_the_cauchy_point_to_newton():
     newton = -torch.linalg.solve(DEFINITE, g)
     cauchy = -(g @ g) / (g @ DEFINITE @ g) * g
     radius = 0.5 * float(cauchy.norm() + newton.norm())
-    s = steihaug(DEFINITE, g, "dogleg").solve(radius).s
+    trial = steihaug(DEFINITE, g, "dogleg").solve(radius)
+    s = trial.s
+    assert trial.decrease == pytest.approx(decrease(DEFINITE, g, s), rel=1e-12)
     share = (s - cauchy).norm() / (newton - cauchy).norm()
     torch.testing.assert_close(s, cauchy + share * (newton - cauchy), rtol=0, atol=1e-10)
     assert float(s.norm()) == pytest.approx(radius, rel=1e-12)
