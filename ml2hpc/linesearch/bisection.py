@@ -20,7 +20,7 @@ class Bisection(LineSearch):
         step = right
         for _ in range(self.max_it):
             _, slope = line.both(step)
-            if abs(slope) <= o.rtol * abs(line.slope) or (slope < 0 and step == right):
+            if abs(slope) <= o.rtol * abs(line.slope):
                 break
             # What is not a number counts as a rise: the interval's end beyond a wall.
             left, right = (step, right) if slope < 0 else (left, step)

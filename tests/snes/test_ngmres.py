@@ -131,6 +131,24 @@ def test_periodic_restarts_keep_the_candidate(comm, m, restart):
     assert stored == [min(1 + k % period, m) for k in range(1, len(stored) + 1)]
 
 
+def test_a_search_that_would_ascend_asks_for_a_restart(comm):
+    """Around a maximum every combination lies uphill: nothing but the candidate is kept."""
+    search = "-snes_ngmres_select_type linesearch -snes_ngmres_restart_it 1 -snes_linesearch_damping 0.05"
+    solver = tree(
+        f"-snes_type ngmres {search} -snes_linesearch_type none {FOREVER} -snes_max_it 8", double_well(world(comm))
+    )
+    x = torch.tensor([0.048, 0.031, 0.042, 0.047], dtype=torch.float64)
+    assert [count for _, _, count in history(solver, x)][1:] == 8 * [1]
+
+
+def test_distances_to_the_nearest_point(comm):
+    window = Window(Replicated(2, torch.float64), 3)
+    for x in ([0.0, 0.0], [3.0, 4.0], [0.0, 2.0]):
+        window.push(torch.tensor(x, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    x, y = torch.tensor([[0.0, 5.0], [12.0, 0.0]], dtype=torch.float64)
+    assert window.distances(x, y) == (13.0, 3.0)
+
+
 def test_a_combination_is_the_least_squares_solution(comm):
     """Against the whole problem by a singular value decomposition, with residuals over twelve decades."""
     generator = torch.Generator().manual_seed(5)
