@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ml2hpc.errors import OptionsError, UserError
-from ml2hpc.problem.interface import slices
+from ml2hpc.problem.interface import ShardedProblem, slices
 from tests.snes.problems import Analytic, matrix, quadratic, rosenbrock, tree, world
 
 UPHILL = f"-snes_shell_step {__file__}:climb"
@@ -137,6 +137,18 @@ def test_any_number_of_ranks_gives_the_same_bits(comm, kind):
     alone = tree(options, rosenbrock(world(comm).alone())).solve(start(6))
     assert torch.equal(here.x, alone.x)
     assert here.f == alone.f
+
+
+@pytest.mark.parallel(1, 2, 3)
+@pytest.mark.parametrize("kind", ["additive", "multiplicative", "additiveoptimal"])
+def test_sharded_vectors_give_the_same_iterates(comm, kind):
+    options = (
+        f"-snes_type composite -snes_composite_sneses qn,ngs -snes_composite_type {kind} -snes_max_it 4 -snes_rtol 0"
+    )
+    sharded = ShardedProblem(rosenbrock(world(comm)))
+    point = tree(options, sharded).solve(sharded.space.local(start(6)).clone())
+    whole = tree(options, rosenbrock(world(comm))).solve(start(6))
+    torch.testing.assert_close(sharded.space.gather(point.x), whole.x, rtol=1e-9, atol=1e-9)
 
 
 def chain(comm, n: int) -> Analytic:
