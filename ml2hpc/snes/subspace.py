@@ -63,25 +63,10 @@ class Subspace:
             units = vectors / values.sqrt()  # so that the Hessian of the model is the identity
             start = self._model_minimiser(parent, point, d, units, min([point, *ends], key=lambda p: p.f))
         else:
-            start, units = self._from_the_sum(parent, point, d)
+            start, units = point, _unit_steps(parent.problem.space.mdot(d, point.g))
         span = _Remembering(parent.problem, start.x, list(units.T @ d))
         found = self._solve(parent, span, start, point.f - start.f)
         return found if found.f < point.f else None
-
-    @staticmethod
-    def _from_the_sum(parent: SNES, point: Point, directions: Tensor) -> tuple[Point, Tensor]:
-        """Start at x + sum_k d_k, if L is lower there, with coordinates (k, k) of unit curvature along the sum.
-
-        A correction wants a coefficient of about one, whatever the size of L and so of its slopes.
-        """
-        x = point.x + directions.sum(0)
-        f, g = parent.gradient(x)
-        slopes, change = parent.problem.space.mdot(directions, torch.stack([point.g, g - point.g], 1)).unbind(1)
-        curvature, size = float(change.sum()) / len(change), float(slopes.abs().sum())
-        # Without curvature, a first step of the 1-norm 1 or less.
-        scale = curvature if curvature > 0 else size if 0.0 < size < 1.0 else 1.0
-        units = scale**-0.5 * torch.eye(len(change), dtype=x.dtype, device=x.device)
-        return Point(x, f, g, g) if f < point.f else point, units
 
     @staticmethod
     def _curvature(parent: SNES, point: Point, directions: Tensor, ends: Sequence[Point]) -> tuple[Tensor, Tensor]:
@@ -117,6 +102,16 @@ class Subspace:
                 x = span.at(end.x)
                 return parent.point(x, *(span.known(end.x) or parent.gradient(x)))
         return parent.point(start.x, start.f, start.g)
+
+
+def _unit_steps(slopes: Tensor) -> Tensor:
+    """Coordinates (k, k) in which a step along the gradient has the 1-norm 1 in a, or less.
+
+    A correction wants a coefficient of about one, whatever the size of L and so of its slopes.
+    """
+    size = float(slopes.abs().sum())
+    scale = size**-0.5 if 0.0 < size < 1.0 else 1.0
+    return scale * torch.eye(len(slopes), dtype=slopes.dtype, device=slopes.device)
 
 
 class _Remembering(Span):

@@ -106,6 +106,17 @@ def test_members_that_go_uphill_together_move_nothing(comm, kind):
     assert solver.iteration == 0
 
 
+def test_a_sum_that_overshoots_is_not_taken_without_a_search(comm):
+    """Twice four times the way to the minimum: downhill at first, uphill in the end."""
+    options = "-snes_type composite -snes_composite_type additive -snes_composite_sneses gn,gn"
+    options += " -sub_snes_gn_regularization none -snes_composite_damping 4,4"
+    solver = tree(f"{options} -snes_linesearch_type none", quadratic(world(comm)))
+    assert torch.equal(solver.solve(start(8)).x, start(8))
+    assert solver.failure == "after the sum of the corrections: the objective rises"
+    searched = tree(f"{options} -snes_max_it 1", quadratic(world(comm))).solve(start(8))
+    assert searched.f < 0.2 * quadratic(world(comm)).objective(start(8))
+
+
 def test_an_uphill_correction_enters_the_span_backwards(comm):
     found = tree(f"{OPTIMAL} shell -sub_{UPHILL[1:]} {ONCE}", quadratic(world(comm))).solve(start(8))
     a, x = matrix(8), start(8)
