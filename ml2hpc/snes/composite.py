@@ -69,6 +69,7 @@ class Composite(Method):
             member.is_inner = True
         self._subspace = Subspace(solver) if o.type == "additiveoptimal" else None
         self._failures = 0  # steps in a row that failed
+        self._gave_up = False  # whether a member lost its memory in the last step
 
     def set_up(self, solver: SNES) -> None:
         for member in self._members:
@@ -88,7 +89,9 @@ class Composite(Method):
             "multiplicative": self._chain,
             "additiveoptimal": self._combine,
         }[self.options.type]
+        before = sum(member.resets for member in self._members)
         step = compose(solver, point)
+        self._gave_up = sum(member.resets for member in self._members) > before
         self._failures = self._failures + 1 if step.failure else 0
         return step
 
@@ -108,7 +111,8 @@ class Composite(Method):
         for member in self._members:
             end = self._run(solver, member, point)
             point = end if end.f <= point.f else point
-        return Step(point) if point is not start else Step(point, "no member lowers the objective")
+        moved = solver.problem.space.norm(point.x - start.x) > 0.0
+        return Step(point) if moved else Step(start, "no member lowers the objective")
 
     def _add(self, solver: SNES, point: Point) -> Step:
         weights = self.options.damping or (1.0,) * len(self._members)
@@ -136,8 +140,8 @@ class Composite(Method):
 
     def reset(self) -> bool:
         had = [member.forget() for member in self._members]
-        # Where members without a memory have failed too, forgetting again changes nothing.
-        return any(had) and self._failures < 2
+        # Where members without a memory have failed too, another try changes nothing.
+        return (any(had) or self._gave_up) and self._failures < 2
 
     def state(self, solver: SNES) -> Tree:
         tree: Tree = {f"sub_{k}": member.state() for k, member in enumerate(self._members)}

@@ -111,9 +111,9 @@ class GaussSeidel(Method):
         with solver.log.event("SNESNGSEval", solver.label):
             for _ in range(self.options.sweeps):
                 known = self._sweep(solver, x, point.f, known)
-        x = space.local(x).clone()
-        if torch.equal(x, point.x) and known is not None:
+        if known is not None:
             return Step(point, "no block moves")
+        x = space.local(x).clone()
         new = solver.point(x, *solver.gradient(x))
         if not new.finite:
             return Step.broken(point, "after the sweep")

@@ -55,28 +55,26 @@ class Subspace:
         ends
             The iterates at x + d_k, if they are known, all of them.
         """
-        start = min([point, *ends], key=lambda p: p.f)
-        units = _unit_steps(Span(parent.problem, point.x, directions).project(point.g))
+        d = torch.stack(list(directions))
         if ends:
-            values, vectors = self._curvature(parent, point, directions, ends)
+            values, vectors = self._curvature(parent, point, d, ends)
             if not values[-1] > 0:
                 return None  # nothing moved
             units = vectors / values.sqrt()  # so that the Hessian of the model is the identity
-            start = self._model_minimiser(parent, point, torch.stack(list(directions)), units, start)
-        span = _Remembering(parent.problem, start.x, list(units.T @ torch.stack(list(directions))))
+            start = self._model_minimiser(parent, point, d, units, min([point, *ends], key=lambda p: p.f))
+        else:
+            start, units = point, _unit_steps(parent.problem.space.mdot(d, point.g))
+        span = _Remembering(parent.problem, start.x, list(units.T @ d))
         found = self._solve(parent, span, start, point.f - start.f)
         return found if found.f < point.f else None
 
     @staticmethod
-    def _curvature(
-        parent: SNES, point: Point, directions: Sequence[Tensor], ends: Sequence[Point]
-    ) -> tuple[Tensor, Tensor]:
+    def _curvature(parent: SNES, point: Point, directions: Tensor, ends: Sequence[Point]) -> tuple[Tensor, Tensor]:
         """Eigenvalues (k,), positive and rising, and eigenvectors (k, k) of d_i' (g(x + d_j) - g(x)), made symmetric.
 
         A negative curvature counts by its size: the model then has a minimiser, and a wrong one is not taken.
         """
-        d = torch.stack(list(directions))
-        matrix = parent.problem.space.mdot(d, torch.stack([end.g - point.g for end in ends], 1))
+        matrix = parent.problem.space.mdot(directions, torch.stack([end.g - point.g for end in ends], 1))
         values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
         order = values.abs().argsort(stable=True)
         sizes = values.abs()[order]
@@ -102,7 +100,7 @@ class Subspace:
             parent.work.sequential([self.solver.work])
             if end.f < start.f:
                 x = span.at(end.x)
-                return parent.point(x, *(span.known(x) or parent.gradient(x)))
+                return parent.point(x, *(span.known(end.x) or parent.gradient(x)))
         return parent.point(start.x, start.f, start.g)
 
 
@@ -122,13 +120,12 @@ class _Remembering(Span):
     _last: tuple[Tensor, float, Tensor] | None = None
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        whole = self.at(x)
-        value, gradient = self.parent.value_and_gradient(whole)
-        self._last = (whole, value, gradient)
+        value, gradient = self.parent.value_and_gradient(self.at(x))
+        self._last = (x.clone(), value, gradient)
         return value, self.project(gradient)
 
     def known(self, x: Tensor) -> tuple[float, Tensor] | None:
-        """Return L and its gradient, if x (n_local,) is where it was evaluated last. Not collective."""
+        """Return L and its whole gradient, if x, shape (k,), is where it was evaluated last. Not collective."""
         if self._last is None or not torch.equal(self._last[0], x):
             return None
         return self._last[1:]
