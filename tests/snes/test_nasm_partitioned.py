@@ -12,12 +12,12 @@ from ml2hpc.log import Log
 from ml2hpc.problem.boxes import Partition
 from ml2hpc.problem.energies import Bratu, MinimalSurface
 from ml2hpc.problem.grid import GridProblem
-from ml2hpc.snes import Point
+from ml2hpc.snes import SNES, Point, Reason
 from ml2hpc.vec import Partitioned
 from tests.snes.problems import quadratic, tree, world
 
 BOXES = "-snes_type nasm -dm_decomposition boxes"
-EXACT = "-sub_snes_type qn -sub_snes_qn_m 30 -sub_snes_max_it 400 -sub_snes_rtol 1e-13 -sub_snes_stol 0"
+EXACT = "-sub_snes_type qn -sub_snes_qn_m 30 -sub_snes_max_it 400 -sub_snes_rtol 1e-12 -sub_snes_stol 0"
 STEP = "-snes_max_it 1 -snes_rtol 0 -snes_linesearch_type none"
 
 
@@ -40,7 +40,12 @@ def test_restricted_schwarz_follows_petsc(comm) -> None:
     options = f"{BOXES} -dm_subdomains 4 -dm_overlap 3 -snes_nasm_type restrict -snes_linesearch_type none"
     solver = tree(f"{options} -snes_max_it 3 -sub_snes_max_it 400 -sub_snes_stol 0 -sub_snes_rtol 1e-7", problem)
     norms: list[float] = []
-    solver.observe = lambda solver, point, norm, update: (norms.append(norm), solver.reason)[1]
+
+    def record(solver: SNES, point: Point, norm: float, update: float) -> Reason:
+        norms.append(norm)
+        return Reason.CONVERGED_ITERATING
+
+    solver.observe = record
     solver.solve(problem.guess())
     assert [f"{norm:.5g}" for norm in norms] == ["1.1789", "0.16293", "0.11615", "0.093573"]
 
@@ -48,13 +53,13 @@ def test_restricted_schwarz_follows_petsc(comm) -> None:
 @pytest.mark.parallel(1, 2, 3, 4)
 @pytest.mark.parametrize("kind", ["additive", "restrict", "basic", "multiplicative"])
 def test_a_linear_step_is_dense_overlapping_schwarz(comm, kind: str) -> None:
-    """-laplace u = 0: the Hessian A is constant, and a local solve is exact. 6 boxes on 12 x 9 nodes, overlap 2."""
-    dense = bratu(comm, (12, 9), 0.0, alone=True)
+    """-laplace u = 0: the Hessian A is constant, and a local solve is exact. 6 boxes on 9 x 10 nodes, overlap 1."""
+    dense = bratu(comm, (9, 10), 0.0, alone=True)
     n = dense.space.n
     a = torch.stack([dense.hessian_action(torch.zeros(n).double(), e) for e in torch.eye(n, dtype=torch.float64)])
     x = torch.randn(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     owned = Partition(dense.grid, 6).boxes
-    rows = [box.grown(2, dense.grid).natural(dense.grid) for box in owned]
+    rows = [box.grown(1, dense.grid).natural(dense.grid) for box in owned]
     multiplicity = torch.zeros(n, dtype=torch.float64)
     for r in rows:
         multiplicity[r] += 1
@@ -67,8 +72,8 @@ def test_a_linear_step_is_dense_overlapping_schwarz(comm, kind: str) -> None:
             own = box.natural(dense.grid)
             correction = torch.zeros_like(x).index_copy_(0, own, correction[own])
         expected = expected + (correction / multiplicity if kind == "additive" else correction)
-    problem = bratu(comm, (12, 9), 0.0)
-    options = f"{BOXES} -dm_subdomains 6 -dm_overlap 2 -snes_nasm_type {kind} {EXACT} {STEP}"
+    problem = bratu(comm, (9, 10), 0.0)
+    options = f"{BOXES} -dm_subdomains 6 -dm_overlap 1 -snes_nasm_type {kind} {EXACT} {STEP}"
     point = tree(options, problem).solve(problem.space.local(x).clone())
     found = problem.space.gather(point.x)
     if kind == "multiplicative":  # the step is taken as the energy falls
@@ -100,10 +105,10 @@ def test_any_number_of_ranks_gives_the_same_iterates(comm, count: int, how: str)
 @pytest.mark.parametrize("kind", ["additive", "multiplicative"])
 def test_a_preconditioner_is_the_same_on_any_number_of_ranks(comm, kind: str) -> None:
     options = (
-        f"-snes_type qn -snes_max_it 4 -snes_rtol 0 -npc_snes_type nasm -npc_snes_nasm_type {kind} "
+        f"-snes_type qn -snes_max_it 2 -snes_rtol 0 -npc_snes_type nasm -npc_snes_nasm_type {kind} "
         "-npc_dm_decomposition boxes -npc_dm_subdomains 4 -npc_dm_overlap 2 -npc_sub_snes_max_it 4"
     )
-    shape, energy = (13, 11), MinimalSurface()
+    shape, energy = (9, 10), MinimalSurface()
     c = Communicator(comm, Log())
     here, _ = whole(GridProblem(c, energy, shape), options)
     alone, _ = whole(GridProblem(c.alone(), energy, shape), options)
@@ -115,7 +120,7 @@ def test_a_preconditioner_is_the_same_on_any_number_of_ranks(comm, kind: str) ->
 def test_no_step_assembles_a_whole_vector(comm, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = bratu(comm, (17, 17))
     options = (
-        f"-snes_type qn -snes_max_it 3 -snes_rtol 0 -npc_snes_type nasm -npc_snes_nasm_type {kind} "
+        f"-snes_type qn -snes_max_it 2 -snes_rtol 0 -npc_snes_type nasm -npc_snes_nasm_type {kind} "
         "-npc_dm_decomposition boxes -npc_dm_subdomains 4 -npc_dm_overlap 1 -npc_sub_snes_max_it 3"
     )
     solver = tree(options, problem)
@@ -157,7 +162,7 @@ def test_restricted_corrections_need_no_damping(comm) -> None:
     for kind, damping in (("restrict", 1.0), ("basic", 0.25)):
         options = f"{BOXES} -dm_subdomains 4 -dm_overlap 3 -snes_nasm_type {kind} -snes_nasm_damping {damping}"
         problem = bratu(comm, (13, 13), 1.0)
-        solver = tree(f"{options} -snes_linesearch_type none -snes_rtol 1e-4 -sub_snes_rtol 1e-3", problem)
+        solver = tree(f"{options} -snes_linesearch_type none -snes_rtol 1e-2 -sub_snes_rtol 1e-2", problem)
         solver.solve(problem.guess())
         assert solver.reason.name == "CONVERGED_FNORM_RELATIVE"
         steps[kind] = solver.iteration
