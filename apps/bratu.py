@@ -1,4 +1,4 @@
-"""Solve a nonlinear equation on a grid: Bratu's, or that of a minimal surface.
+r"""Solve a nonlinear equation on a grid: Bratu's, or that of a minimal surface.
 
 The Bratu problem -laplace u - lambda e^u = 0 on the unit square, u = 0 on its boundary, discretised by the 5-point
 stencil and multiplied by hx hy, is PETSc's SNES example 5: the residual
@@ -16,6 +16,14 @@ the energy falls for ever and the solve ends with a DIVERGED reason.
 
 Things to try
 -------------
+Nonlinear Schwarz on overlapping boxes, alone or as a preconditioner; the second line is PETSc's own example:
+
+    mpirun -n 4 python -m ml2hpc.apps.bratu -npc_snes_type nasm -da_overlap 2 -npc_sub_snes_max_it 10
+    mpirun -n 4 python -m ml2hpc.apps.bratu -bratu_mms 1 -da_grid_x 49 -da_grid_y 49 -da_overlap 3 -snes_monitor \
+        -snes_type nasm -snes_nasm_type restrict -snes_linesearch_type none -sub_snes_max_it 500 -snes_max_it 10
+
+Everything else:
+
     python -m ml2hpc.apps.bratu -help
     mpirun -n 4 python -m ml2hpc.apps.bratu -snes_monitor -snes_view -log_view
     python -m ml2hpc.apps.bratu -bratu_par 6.8 -da_grid_x 65 -da_grid_y 65
@@ -46,6 +54,8 @@ from ml2hpc.vec import Layout
 Tree = dict[str, Any]
 
 TREE: dict[str, Any] = {"snes_type": "qn"}  # one method for any size; its memory is partitioned as the vectors are
+# Where a tree may decompose: the solver itself, its preconditioner, and their parts.
+DECOMPOSES = ("", "npc_", "sub_", "npc_sub_", "sub_npc_")
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,11 @@ class BratuOptions:
     )
 
 
-def build(run: Run) -> GridProblem:
-    """Return the problem as the options say. Collective."""
+def build(run: Run) -> tuple[GridProblem, Tree]:
+    """Return the problem and the defaults of any tree as the options say. Collective.
+
+    There is one subdomain per rank, or as many as there were in the run that goes on.
+    """
     options = run.read(BratuOptions, stem="bratu_", title="Problem on a grid")
     grid = run.read(GridOptions, stem="da_", title="Grid (DA)")
     if run.options.vec_type != "replicated":
@@ -72,7 +85,14 @@ def build(run: Run) -> GridProblem:
     energy: Energy = (
         Bratu(options.par, manufactured=options.mms == "1") if options.problem == "bratu" else MinimalSurface()
     )
-    return GridProblem(run.comm, energy, (grid.grid_x, grid.grid_y), run.dtype, run.device)
+    restored = run.restored["configuration"] if run.restored is not None else {}
+    default = {
+        "dm_decomposition": "boxes",
+        "dm_subdomains": int(restored.get("subdomains", run.comm.size)),
+        "dm_overlap": grid.overlap,
+    }
+    problem = GridProblem(run.comm, energy, (grid.grid_x, grid.grid_y), run.dtype, run.device)
+    return problem, {prefix + name: value for prefix in DECOMPOSES for name, value in default.items()}
 
 
 class Solution:
@@ -114,8 +134,8 @@ class Solution:
 def main(argv: list[str]) -> None:
     """Run the app on all ranks."""
     run = Run("bratu", argv)
-    problem = build(run)
-    solver = run.solver(TREE, {})
+    problem, defaults = build(run)
+    solver = run.solver(TREE, defaults)
     run.ready(solver)
     energy, (rows, columns) = problem.energy, problem.grid.shape
     solution = Solution(problem)
@@ -127,7 +147,8 @@ def main(argv: list[str]) -> None:
         return {"error": solution.error(point.x)}
 
     def describe(point: Point, last: bool) -> Tree:
-        names = {"title": energy.title, "coordinates": "x y", "fields": "u", "problem": energy.name}
+        names: Tree = {"title": energy.title, "coordinates": "x y", "fields": "u", "problem": energy.name}
+        names["subdomains"] = defaults["dm_subdomains"]
         return {"configuration": names, "solution": solution.fields(point.x)}
 
     nodes = torch.nn.ParameterDict({"u": torch.nn.Parameter(torch.empty(rows, columns, device="meta"))})
@@ -159,5 +180,12 @@ def report(run: Run, solver: SNES, solution: Solution, point: Point) -> None:
 # test: python -m ml2hpc.apps.bratu -snes_max_it 30
 # test: mpirun -n 4 python -m ml2hpc.apps.bratu -restart run.h5 -snes_max_it 200 -snes_view -log_view -snes_monitor
 # test: mpirun -n 4 python -m ml2hpc.apps.bratu -bratu_problem minimal_surface -da_grid_x 17 -da_grid_y 25
+# test: mpirun -n 4 python -m ml2hpc.apps.bratu -npc_snes_type nasm -da_overlap 2 -snes_max_it 2 -npc_sub_snes_max_it 9
+# test: mpirun -n 2 python -m ml2hpc.apps.bratu -restart run.h5 -snes_max_it 4
+# test: python -m ml2hpc.apps.bratu -restart run.h5 -snes_max_it 5
+# test: mpirun -n 2 python -m ml2hpc.apps.bratu -snes_type nasm -snes_nasm_type multiplicative -snes_max_it 1
+# test: python -m ml2hpc.apps.bratu -snes_type qn -snes_qn_type ssbroyden -da_grid_x 9 -da_grid_y 9
+# test: python -m ml2hpc.apps.plot run.h5
+# test: test -s run_solution.png -a -s run_convergence.png
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -31,6 +31,8 @@ class GridOptions:
 
     grid_x: int = option(33, "grid points in the first direction, boundary included", at_least=3)
     grid_y: int = option(33, "grid points in the second direction, boundary included", at_least=3)
+    # Without overlap nonlinear Schwarz still converges, only slowly; what is best depends on the grid.
+    overlap: int = option(0, "default of -dm_overlap: grid lines shared with each neighbouring subdomain", at_least=0)
 
 
 class BoxBlock(Block):
