@@ -75,6 +75,11 @@ def test_compact_form_equals_the_recursion(scaled, count):
     assert inverse.pairs == count
     inverse.reset()
     assert torch.equal(inverse.apply(g), g)
+    fresh = CompactLBFGS(space(), 4, scaled=scaled, library=kernels.load())
+    for s, y, g, g_new in pairs(2):  # what else it once held does not matter
+        for each in (inverse, fresh):
+            each.update(s, y, g, g_new, None)
+    assert torch.equal(entries(inverse), entries(fresh))
 
 
 def gold(h, s, y, b, kind):
