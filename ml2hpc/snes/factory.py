@@ -16,11 +16,14 @@ from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import SNES, Method, Options
 from ml2hpc.snes.nasm import Nasm
 from ml2hpc.snes.nrichardson import NRichardson
+from ml2hpc.snes.petsc import Petsc
 from ml2hpc.snes.qn import QuasiNewton
 from ml2hpc.snes.shell import Shell
 from ml2hpc.snes.torchoptim import TorchOptim
 
-TYPES: dict[str, type[Method]] = {t.name: t for t in (NRichardson, QuasiNewton, GaussNewton, Nasm, TorchOptim, Shell)}
+TYPES: dict[str, type[Method]] = {
+    t.name: t for t in (NRichardson, QuasiNewton, GaussNewton, Nasm, TorchOptim, Shell, Petsc)
+}
 
 _NAMES: Any = tuple(TYPES)
 
@@ -97,7 +100,11 @@ def create(
     side = kind.sides[0] if npc is not None and generic.npc_side == "default" else generic.npc_side
     if generic.npc_lag > 1 and side != "right":
         raise OptionsError(f"-{prefix}snes_npc_lag {generic.npc_lag}: needs a nonlinear preconditioner on the right")
-    solver = SNES(method, generic, search, npc, prefix=prefix, level=level, spawn=spawn, read=read)
+
+    def foreign(stem: str) -> dict[str, str]:
+        return database.foreign(prefix + stem)
+
+    solver = SNES(method, generic, search, npc, prefix=prefix, level=level, spawn=spawn, read=read, foreign=foreign)
     method.configure(solver)
     return solver
 

@@ -84,6 +84,7 @@ class Step:
     point: Point
     failure: str = ""
     reason: Reason = Reason.DIVERGED_LINE_SEARCH
+    reported: bool = False  # the type has counted and shown its iterates by `SNES.passed`
 
     @classmethod
     def broken(cls, point: Point, what: str) -> Step:
@@ -100,6 +101,7 @@ class Method(ABC):
     sides: ClassVar[tuple[Side, ...]] = ()  # where it can use an NPC; the first is the default
     defaults: ClassVar[dict[str, Any]] = {}  # of the generic options
     linesearch: ClassVar[dict[str, Any] | None] = None  # defaults of its line search; None where it has none
+    interrupted: bool = False  # after `resume`: the next step goes on inside one that was cut by the end of a job
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -196,6 +198,8 @@ class SNES:
         Creates a child: `spawn(role, defaults, listed=True)`; its prefix is this one's plus the role word.
     read
         Reads more options under this prefix: `read(schema, stem, title)`.
+    foreign
+        Returns the options below this prefix and a stem that another library reads: `foreign(stem)`.
     """
 
     def __init__(
@@ -209,6 +213,7 @@ class SNES:
         level: int,
         spawn: Callable[..., SNES],
         read: Callable[..., Any],
+        foreign: Callable[[str], dict[str, str]],
     ) -> None:
         self.method = method
         self.options = options
@@ -219,6 +224,7 @@ class SNES:
         self.level = level
         self.spawn = spawn
         self.read = read
+        self.foreign = foreign
         self.is_inner = False  # True for an NPC: reaching max_it is what it is asked to do
         self.side: Side | None = None
         if npc is not None:
@@ -381,7 +387,8 @@ class SNES:
 
     def _loop(self, point: Point) -> Point:
         while self.reason == Reason.CONVERGED_ITERATING:
-            refreshed = self.refresh(self, point) if self.refresh is not None else None
+            refresh = None if self.method.interrupted else self.refresh
+            refreshed = refresh(self, point) if refresh is not None else None
             if self.reason == Reason.CONVERGED_ITERATING:
                 point = self._iterate(refreshed or point)
         if self.reason_viewer and self.problem.comm.rank == 0:
@@ -389,7 +396,7 @@ class SNES:
         return point
 
     def _iterate(self, point: Point) -> Point:
-        half = self._precondition(point)
+        half = point if self.method.interrupted else self._precondition(point)
         if self.reason != Reason.CONVERGED_ITERATING:
             return point
         step = self.method.step(self, half)
@@ -398,9 +405,16 @@ class SNES:
         if step.failure and (broken or (not self.forget() and not moved)):
             self._end(step.reason, step.failure)
             return step.point
-        self.iteration += 1
-        self._report(step.point, self.problem.space.norm(step.point.x - point.x))
+        if not step.reported:
+            self.iteration += 1
+            self._report(step.point, self.problem.space.norm(step.point.x - point.x))
         return step.point
+
+    def passed(self, point: Point, before: Point) -> bool:
+        """Count, test and show an iterate inside a step; return whether the step may go on. Collective."""
+        self.iteration += 1
+        self._report(point, self.problem.space.norm(point.x - before.x))
+        return self.reason == Reason.CONVERGED_ITERATING
 
     def _precondition(self, point: Point) -> Point:
         if self.npc is None or self.side != "right" or self.iteration % self.options.npc_lag:
