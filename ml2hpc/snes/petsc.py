@@ -35,6 +35,7 @@ from ml2hpc.vec.petsc import Evaluations, check, communicator, load, reading, wr
 T = TypeVar("T")
 
 _PRINTS = re.compile(r"(^|_)(monitor|view|converged_reason)(_|$)")
+_LATE = re.compile(f"{_PRINTS.pattern}|(^|_)ml2hpc_")  # read when PETSc's solver has run, or while it runs
 # PETSc gives the matrix of its lmvm no prefix of the solver's, so that two of them could not be told apart.
 _UNPREFIXED = "tao_lmvm_mat_"
 _DEFAULTS = {"tao": "lmvm", "snes": "newtonls"}  # PETSc's own
@@ -98,7 +99,7 @@ class Petsc(Method):
         self._type = self._given.get(f"{kind}_type") or _DEFAULTS[kind]
         self._who = f"PETSc's {kind} {self._type}"
         self._begun: tuple[Tensor, int] | None = None  # where the step under way began, and iterations shown since
-        self._printed = False  # whether options that print were checked
+        self._printed = False  # whether options that are read late were checked
 
     def set_up(self, solver: SNES) -> None:
         check(solver.problem.space)
@@ -107,7 +108,7 @@ class Petsc(Method):
             native, x = self._create(evaluations, 1)
             native.setSolution(x)
             self._guarded(evaluations, native.setUp)
-            self._complain([name for name in self._given if not _PRINTS.search(name) and not self._used(name)])
+            self._complain([name for name in self._given if not _LATE.search(name) and not self._used(name)])
             native.destroy()
 
     def begin(self, solver: SNES) -> None:
@@ -255,7 +256,7 @@ class Petsc(Method):
                 database.delValue(full)
 
     def _check_printed(self, solver: SNES) -> None:
-        """Complain about options that print and that the first run did not read. Collective at the first run."""
+        """Complain about options that the first run did not read either. Collective at the first run."""
         if self._printed:
             return
         self._printed = True
@@ -280,8 +281,11 @@ class Petsc(Method):
             self._explain(evaluations, error)
 
     def _explain(self, evaluations: Evaluations, error: Exception) -> NoReturn:
-        if evaluations.error is not None:
-            raise evaluations.error from None
+        cause: BaseException | None = evaluations.error or error
+        while isinstance(cause, load().Error):
+            cause = cause.__cause__
+        if cause is not None:
+            raise cause
         told = re.sub(r"^\[\d+\] ", "", str(error).splitlines()[-1])
         raise UserError(f"-{self._prefix}{self.options.solver}_type {self._type}: {told}") from error
 
