@@ -25,6 +25,7 @@ from ml2hpc.snes.newtontr import NewtonTR
 from ml2hpc.snes.ngmres import NGMRES
 from ml2hpc.snes.ngs import GaussSeidel
 from ml2hpc.snes.nrichardson import NRichardson
+from ml2hpc.snes.petsc import Petsc
 from ml2hpc.snes.python import Python
 from ml2hpc.snes.qn import QuasiNewton
 from ml2hpc.snes.shell import Shell
@@ -49,6 +50,7 @@ TYPES: dict[str, type[Method]] = {
         GaussSeidel,
         Composite,
         Python,
+        Petsc,
     )
 }
 
@@ -130,7 +132,11 @@ def create(
     side = kind.sides[0] if npc is not None and generic.npc_side == "default" else generic.npc_side
     if generic.npc_lag > 1 and side != "right":
         raise OptionsError(f"-{prefix}snes_npc_lag {generic.npc_lag}: needs a nonlinear preconditioner on the right")
-    solver = SNES(method, generic, search, npc, prefix=prefix, level=level, spawn=spawn, read=read)
+
+    def foreign(stem: str) -> dict[str, str]:
+        return database.foreign(prefix + stem)
+
+    solver = SNES(method, generic, search, npc, prefix=prefix, level=level, spawn=spawn, read=read, foreign=foreign)
     method.configure(solver)
     return solver
 

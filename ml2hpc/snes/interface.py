@@ -84,6 +84,7 @@ class Step:
     point: Point
     failure: str = ""
     reason: Reason = Reason.DIVERGED_LINE_SEARCH
+    reported: bool = False  # the type has counted and shown its iterates by `SNES.passed`
 
     @classmethod
     def broken(cls, point: Point, what: str) -> Step:
@@ -103,6 +104,7 @@ class Method(ABC):
     tree: ClassVar[dict[str, Any]] = {}  # a recipe: defaults below the prefix, such as {"npc_snes_type": "nasm"}
     inverts: ClassVar[bool] = False  # whether it has a `linear_solver`
     linesearch: ClassVar[dict[str, Any] | None] = None  # defaults of its line search; None where it has none
+    interrupted: bool = False  # after `resume`: the next step goes on inside one that was cut by the end of a job
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls) and "stem" not in vars(cls):
@@ -237,6 +239,8 @@ class SNES:
         Creates a child: `spawn(role, defaults, listed=True)`; its prefix is this one's plus the role word.
     read
         Reads more options under this prefix: `read(schema, stem, title)`.
+    foreign
+        Returns the options below this prefix and a stem that another library reads: `foreign(stem)`.
     """
 
     def __init__(
@@ -250,6 +254,7 @@ class SNES:
         level: int,
         spawn: Callable[..., SNES],
         read: Callable[..., Any],
+        foreign: Callable[[str], dict[str, str]],
     ) -> None:
         self.method = method
         self.options = options
@@ -260,6 +265,7 @@ class SNES:
         self.level = level
         self.spawn = spawn
         self.read = read
+        self.foreign = foreign
         self.is_inner = False  # True for an NPC: reaching max_it is what it is asked to do
         self.side: Side | None = None
         if npc is not None:
@@ -430,7 +436,8 @@ class SNES:
 
     def _loop(self, point: Point) -> Point:
         while self.reason == Reason.CONVERGED_ITERATING:
-            refreshed = self.refresh(self, point) if self.refresh is not None else None
+            refresh = None if self.method.interrupted else self.refresh
+            refreshed = refresh(self, point) if refresh is not None else None
             if self.reason == Reason.CONVERGED_ITERATING:
                 point = self._iterate(refreshed or point)
         if self.reason_viewer and self.problem.comm.rank == 0:
@@ -439,7 +446,7 @@ class SNES:
 
     def _iterate(self, point: Point) -> Point:
         self.base = point
-        half = self._precondition(point)
+        half = point if self.method.interrupted else self._precondition(point)
         if self.reason != Reason.CONVERGED_ITERATING:
             return point
         step = self.method.step(self, half)
@@ -448,9 +455,16 @@ class SNES:
         if step.failure and (broken or (not self.forget() and not moved)):
             self._end(step.reason, step.failure)
             return step.point
-        self.iteration += 1
-        self._report(step.point, self.problem.space.norm(step.point.x - point.x))
+        if not step.reported:
+            self.iteration += 1
+            self._report(step.point, self.problem.space.norm(step.point.x - point.x))
         return step.point
+
+    def passed(self, point: Point, before: Point) -> bool:
+        """Count, test and show an iterate inside a step; return whether the step may go on. Collective."""
+        self.iteration += 1
+        self._report(point, self.problem.space.norm(point.x - before.x))
+        return self.reason == Reason.CONVERGED_ITERATING
 
     def _precondition(self, point: Point) -> Point:
         if self.npc is None or self.side != "right" or self.iteration % self.options.npc_lag:
