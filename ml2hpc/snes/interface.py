@@ -28,6 +28,7 @@ from ml2hpc.log import Log, Work
 from ml2hpc.monitor import Viewer, norm_line, reason_line
 from ml2hpc.options import option
 from ml2hpc.problem.interface import Cost, Problem
+from ml2hpc.snes import view
 from ml2hpc.snes.reasons import Reason
 
 Side = Literal["left", "right"]
@@ -564,40 +565,9 @@ class SNES:
 
     def view(self) -> str:
         """Return the tree below this solver as PETSc prints it. Not collective."""
-        o = self.options
-        ranks = self.problem.comm.size
-        lines = [
-            f"SNES Object: {f'({self.prefix}) ' if self.prefix else ''}{ranks} MPI process{'es' if ranks > 1 else ''}",
-            f"  type: {self.method.name}",
-            *(f"    {line}" for line in self.method.view()),
-        ]
-        for heading, child in self.method.inner():
-            lines += [f"    {heading}", _indent(child.view(), 6)]
-        lines += [
-            f"  maximum iterations={o.max_it}, maximum function evaluations={o.max_funcs}",
-            f"  tolerances: relative={o.rtol:g}, absolute={o.atol:g}, solution={o.stol:g}",
-            f"  total number of function evaluations={self.work['gradients', 'path']:.0f}",
-        ]
-        if self.resets:
-            lines.append(f"  memory given up {self.resets} time{'s' * (self.resets > 1)} for want of descent")
-        if self.linesearch is not None:
-            lines += [
-                f"  SNESLineSearch Object: {ranks} MPI process{'es' if ranks > 1 else ''}",
-                *(f"    {line}" for line in self.linesearch.view()),
-            ]
-        if self.level == 0:
-            lines += [f"  {line}" for line in self.problem.view()]
-        if self.npc is not None:
-            often = f", every {o.npc_lag} iterations" if o.npc_lag > 1 else ""
-            lines += [f"  nonlinear preconditioner on the {self.side}{often}, steps rejected={self.rejected}"]
-            lines += [_indent(self.npc.view(), 2)]
-        return "\n".join(lines)
+        return view.text(self)
 
     def brief(self) -> str:
         """Return the tree below this solver in a line, such as "qn(lbfgs 10) + npc nasm(...) of qn(ssbroyden)"."""
         text = " of ".join([self.method.brief(), *(child.brief() for _, child in self.method.inner())])
         return f"{text} + {self.side} npc {self.npc.brief()}" if self.npc is not None else text
-
-
-def _indent(text: str, blanks: int) -> str:
-    return "\n".join(" " * blanks + line for line in text.split("\n"))
