@@ -105,6 +105,8 @@ def test_local_work_is_counted(comm):
 def test_the_recipe_is_a_set_of_defaults(comm):
     solver = tree("-snes_type aspin -npc_dm_subdomains 2", quadratic(world(comm)))
     assert solver.brief() == "aspin(gmres) + left npc nasm(additive, 2 layers) of newtonls(minres)"
+    preferred = tree("-snes_type aspin -npc_dm_subdomains 2", quadratic(world(comm)), npc_sub_ksp_type="cg")
+    assert preferred.brief().endswith("of newtonls(cg)")  # the caller's defaults are stronger
     chosen = tree("-snes_type aspin -npc_dm_subdomains 2 -npc_sub_1_ksp_type gmres", quadratic(world(comm)))
     assert chosen.npc is not None
     methods = [sub.method for sub in chosen.npc.method._subs]  # type: ignore[attr-defined]
