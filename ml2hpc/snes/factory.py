@@ -15,6 +15,7 @@ from ml2hpc.options import Database, option
 from ml2hpc.snes.anderson import Anderson
 from ml2hpc.snes.aspin import Aspin
 from ml2hpc.snes.composite import Composite
+from ml2hpc.snes.fas import FullApproximation
 from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import SNES, Method, Options
 from ml2hpc.snes.ksponly import KSPOnly
@@ -47,6 +48,7 @@ TYPES: dict[str, type[Method]] = {
         Nasm,
         Aspin,
         Composite,
+        FullApproximation,
         TorchOptim,
         Shell,
         Python,
