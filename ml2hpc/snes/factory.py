@@ -28,13 +28,13 @@ TYPES: dict[str, type[Method]] = {
     for t in (
         NRichardson,
         QuasiNewton,
-        ConjugateGradients,
-        Anderson,
-        NGMRES,
         GaussNewton,
         Nasm,
         TorchOptim,
         Shell,
+        ConjugateGradients,
+        Anderson,
+        NGMRES,
     )
 }
 
