@@ -29,6 +29,7 @@ from ml2hpc.snes.nrichardson import NRichardson
 from ml2hpc.snes.petsc import Petsc
 from ml2hpc.snes.python import Python
 from ml2hpc.snes.qn import QuasiNewton
+from ml2hpc.snes.rmtr import RecursiveTrustRegion
 from ml2hpc.snes.shell import Shell
 from ml2hpc.snes.torchoptim import TorchOptim
 
@@ -49,6 +50,7 @@ TYPES: dict[str, type[Method]] = {
         Aspin,
         Composite,
         FullApproximation,
+        RecursiveTrustRegion,
         TorchOptim,
         Shell,
         Python,

@@ -24,11 +24,7 @@ from torch import Tensor
 from ml2hpc.linesearch import Line
 from ml2hpc.options import option
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
-from ml2hpc.snes.levels import LevelSolvers, SmoothingOptions, Steps
-
-Cycle = Literal["1", "2", "f"]
-# What is made on the next coarser level in one cycle.
-_VISITS: dict[Cycle, tuple[Cycle, ...]] = {"1": ("1",), "2": ("2", "2"), "f": ("f", "1")}
+from ml2hpc.snes.levels import Cycle, LevelSolvers, SmoothingOptions, Steps, rises, visits
 
 
 class FullApproximation(Method):
@@ -124,7 +120,7 @@ class FullApproximation(Method):
         start = levels.below(level, point)
         if start is None:
             return None
-        *before, last = _VISITS[kind or self.options.cycles] if level > 1 else _VISITS["1"]
+        *before, last = visits(level, kind or self.options.cycles)
         here = start
         for visit in before:
             here = self._cycle(solver, level - 1, here, visit)
@@ -162,7 +158,7 @@ class FullApproximation(Method):
         f, g = line.gradient(step)
         # The search `none` takes any step.
         finite = math.isfinite(solver.problem.space.norm(g))
-        return Point(line.at(step), f, g, g) if f <= point.f and finite else point
+        return Point(line.at(step), f, g, g) if finite and not rises(f, point.f) else point
 
     def _add(self, solver: SNES, level: int, point: Point) -> Point:
         """Add smoothing and coarse correction from the same point; return what is below. Collective."""

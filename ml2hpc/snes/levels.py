@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,26 @@ from ml2hpc.snes.interface import SNES, DirectionMethod, Method, Point, Tree
 # A smoother makes its steps and tests nothing, as in PETSc.
 _SMOOTHER = {"snes_rtol": 0.0, "snes_atol": 0.0, "snes_stol": 0.0, "snes_max_funcs": 10**9}
 _BRACKETS = re.compile(r"\[((?:\(\d+\)|\d+),)*\{\d+\}\]")
+
+
+Cycle = Literal["1", "2", "f"]
+_ROUNDING = 1e-12  # of L: below this, line searches and trust regions judge by slopes
+
+
+def visits(level: int, cycle: Cycle) -> tuple[Cycle, ...]:
+    """Return the cycles that one on a level makes on the next coarser one. Not collective.
+
+    >>> [visits(2, cycle) for cycle in ("1", "2", "f")], visits(1, "2")
+    ([('1',), ('2', '2'), ('f', '1')], ('1',))
+    """
+    if level == 1:  # a second solve on the coarsest level would go on with the first
+        return ("1",)
+    return {"1": ("1",), "2": ("2", "2"), "f": ("f", "1")}[cycle]  # type: ignore[return-value]
+
+
+def rises(new: float, old: float) -> bool:
+    """Tell whether L rises by more than rounding. Not collective."""
+    return not new <= old + _ROUNDING * abs(old)
 
 
 @dataclass(frozen=True)
@@ -211,7 +231,7 @@ class LevelSolvers:
         child = self.children[level]
         child.options = replace(child.options, max_it=steps)
         end = child.solve(point.x, (point.f, point.g))
-        return Point(end.x, end.f, end.g, end.g) if end.finite and end.f <= point.f else point
+        return Point(end.x, end.f, end.g, end.g) if end.finite and not rises(end.f, point.f) else point
 
     def finish(self, level: int, point: Point, steps: int) -> Tensor:
         """Return where the last steps of a cycle on a coarse level lead. Collective.
