@@ -1,0 +1,1 @@
+"""Data sets for classification: drawn, read from files, split and normalised."""
