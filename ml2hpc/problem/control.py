@@ -229,7 +229,7 @@ class _Blocks(nn.Module):
 class ResNet(nn.Module):
     """The parameters of a residual network with their initial values, in the order of the flat vector.
 
-    Matrices are Glorot-uniform, biases zero. Drawn in float64 and rounded, so that float32 starts from the same network.
+    Matrices are Glorot-uniform, biases zero. Drawn in float64 and rounded: float32 starts from the same network.
 
     Parameters
     ----------

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from ml2hpc.problem.control import Architecture
 from ml2hpc.problem.interface import Cost
 
 _Layer = tuple[Tensor, Tensor]
-_ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "identity": lambda z: z}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "identity": lambda z: z}
 
 
 @dataclass
@@ -149,7 +150,8 @@ class Unrolled(Propagation):
 
     def gauss_newton_action(self, parameters: Tensor, v: Tensor, batch: Batch, out: Tensor) -> None:
         leaf = parameters[self.window].detach()
-        z, z_dot = torch.func.jvp(lambda t: self._logits(t, parameters, batch), (leaf,), (v,))
+        pushed: Any = torch.func.jvp(lambda t: self._logits(t, parameters, batch), (leaf,), (v,))
+        z, z_dot = pushed
         curved = LOSSES[self.loss_name].curvature(z, z_dot, batch.weight)
         leaf = self._leaf(parameters)
         (action,) = torch.autograd.grad(self._logits(leaf, parameters, batch), leaf, curved)

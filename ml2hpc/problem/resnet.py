@@ -2,8 +2,8 @@
 
     L(theta) = 1/n sum_i l(network(x_i; theta), c_i) + beta/2 (|theta_Q|^2 + scaling |theta_blocks|^2)
 
-theta_Q are the opening and the classification layer. On a level with c times fewer blocks than the finest, scaling is c:
-then both sums over the blocks approximate beta / dt times the same integral over [0, T].
+theta_Q are the opening and the classification layer. On a level with c times fewer blocks than the finest, scaling is
+c: then both sums over the blocks approximate beta / dt times the same integral over [0, T].
 
 The samples are cut into chunks. Chunks, not ranks, are what is summed (`TreeSum`), so L and its gradient have the same
 bits on any number of ranks.
