@@ -11,7 +11,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +120,7 @@ class Unrolled(Propagation):
         if self.first > 0:
             with torch.no_grad():
                 below, _ = self._layers(parameters[self.window], parameters, self.first)
-                batch.below = self._through(below, self._enter(below[0], batch.x))
+                batch.below = self._through(below[1:], self._enter(below[0], batch.x))
 
     def loss(self, parameters: Tensor, batch: Batch, out: Tensor) -> None:
         with torch.no_grad():
@@ -149,12 +148,14 @@ class Unrolled(Propagation):
         out.copy_(action)
 
     def gauss_newton_action(self, parameters: Tensor, v: Tensor, batch: Batch, out: Tensor) -> None:
-        leaf = parameters[self.window].detach()
-        pushed: Any = torch.func.jvp(lambda t: self._logits(t, parameters, batch), (leaf,), (v,))
-        z, z_dot = pushed
-        curved = LOSSES[self.loss_name].curvature(z, z_dot, batch.weight)
         leaf = self._leaf(parameters)
-        (action,) = torch.autograd.grad(self._logits(leaf, parameters, batch), leaf, curved)
+        z = self._logits(leaf, parameters, batch)
+        # J v is the derivative of <J' u, v> in u.
+        u = torch.zeros_like(z, requires_grad=True)
+        (pulled,) = torch.autograd.grad(z, leaf, u, create_graph=True)
+        (z_dot,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
+        curved = LOSSES[self.loss_name].curvature(z.detach(), z_dot, batch.weight)
+        (action,) = torch.autograd.grad(z, leaf, curved)
         out.copy_(action)
 
     def gauss_newton_root(self, parameters: Tensor, batch: Batch) -> Tensor:
