@@ -266,7 +266,7 @@ def main(argv: list[str]) -> None:
         return {
             "configuration": {
                 "problem": identity["problem"],
-                "title": f"{identity['problem']}, {model.architecture.view()}",
+                "title": f"{identity['problem']}, {model.architecture.blocks} x {model.architecture.width}",
                 "classes": " ".join(training.data.classes),
                 "coordinates": "x y",
                 "fields": "p",
