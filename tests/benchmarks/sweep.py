@@ -1,6 +1,6 @@
 """How fast a deep narrow residual network's gradient is, beside eager torch and the processor's peak.
 
-    python tests/benchmarks/sweep.py [gradient threads depth] [-rounds 7]
+    python -m tests.benchmarks.sweep [gradient threads depth] [-rounds 7]
 
     gradient   loss and gradient of 2048 blocks, compiled against torch.nn modules, float64 and float32
     threads    two threads against one, wall-clock time
@@ -178,5 +178,9 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     if os.environ.get("OMP_NUM_THREADS") != "1":  # read when the libraries start
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_NUM_THREADS": "1"})
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.benchmarks.sweep", *sys.argv[1:]],
+            os.environ | {"OMP_NUM_THREADS": "1"},
+        )
     main(sys.argv[1:])

@@ -20,6 +20,7 @@ from ml2hpc.problem.propagation import Unrolled
 from ml2hpc.problem.resnet import ResNetModel, ResNetProblem, Samples
 from ml2hpc.vec import Layout
 from tests.problem.small import alone, assert_taylor, everyone, random, rate, relative
+from tests.simulated import DEVICE, Simulation
 
 ENGINES = ["torch", *(["compiled"] if kernels.built() else [])]
 DENSE = Architecture((2,), 3, blocks=4, width=3)
@@ -295,6 +296,25 @@ def test_accuracy_counts_ties_as_mistakes() -> None:
     assert float(count_correct(z, targets)) == 1.0
     problem, x = resnet()
     assert problem.loss_and_accuracy(torch.zeros_like(x))[1] == 0.0
+
+
+@architectures
+def test_a_device_gives_the_bits_of_the_host(architecture: Architecture) -> None:
+    problem, x = resnet(architecture)
+    v = random(len(x), 3)
+    block = Block(slice(problem.layers[2].start, len(x)), "upper layers")
+    restriction = problem.restrict(block)
+    t = restriction.rebase(x)
+    wanted = [problem.gradient(x), problem.hessian_action(x, v), restriction.gradient(t)]
+    wanted.append(problem.linearize(x).action(v))
+    with Simulation():
+        there, x = ResNetProblem(alone(), replace(problem.model, device=DEVICE), problem.data), x.to(DEVICE)
+        restriction = there.restrict(block)
+        t = restriction.rebase(x)
+        found = [there.gradient(x), there.hessian_action(x, v.to(DEVICE)), restriction.gradient(t)]
+        found.append(there.linearize(x).action(v.to(DEVICE)))
+        assert all(f.device == DEVICE for f in found)
+        assert all(torch.equal(f.cpu(), w) for f, w in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parallel(1, 2, 3, 4)
