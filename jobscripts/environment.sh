@@ -48,7 +48,7 @@ find_python() {
     return 1
 }
 
-# Set MISSING to the words python, venv, headers, compiler that apply.
+# Set MISSING to the words python, venv, headers, compiler and, where NEEDS_MAKE is set, make that apply.
 find_missing() {
     MISSING=()
     if ! find_python; then
@@ -60,9 +60,10 @@ find_missing() {
     # A compiler without the C library's headers is no use, so the probe compiles and links.
     printf '#include <stdlib.h>\nint main(void) { return EXIT_SUCCESS; }\n' |
         cc -x c -o /dev/null - 2>/dev/null || MISSING+=(compiler)
+    [ -z "${NEEDS_MAKE:-}" ] || command -v make >/dev/null || MISSING+=(make)
 }
 
-# Print the names of what is missing as words of a table: python=... venv=... headers=... compiler=...
+# Print the names of what is missing as words of a table: python=... venv=... headers=... compiler=... make=...
 package_names() { # "word=package package" ...
     local part entry
     for part in "${MISSING[@]}"; do
@@ -78,22 +79,24 @@ installation_command() {
     name=${name##*/}
     v=${name#python3} # .12 for python3.12, empty for the system's default
     if [ -n "$name" ] && [ "$("$PYTHON" -c 'import sys; print(sys.base_prefix)')" != /usr ]; then
-        [ "${MISSING[*]}" = compiler ] || return 0 # no package of the system completes a foreign interpreter
+        # No package of the system completes a foreign interpreter.
+        [[ " ${MISSING[*]} " != *" "@(python|venv|headers)" "* ]] || return 0
         v=''
     fi
     if command -v apt-get >/dev/null; then
         echo "apt-get update && apt-get install -y --no-install-recommends$(package_names \
-            "python=python3" "venv=python3$v-venv" "headers=python3$v-dev" "compiler=gcc libc6-dev")"
+            "python=python3" "venv=python3$v-venv" "headers=python3$v-dev" "compiler=gcc libc6-dev" "make=make")"
     elif command -v dnf >/dev/null; then
         [ -n "$name" ] || ! command -v python3 >/dev/null || v=.12 # the default is too old
-        echo "dnf install -y$(package_names "python=python3$v" "headers=python3$v-devel" "compiler=gcc")"
+        echo "dnf install -y$(package_names "python=python3$v" "headers=python3$v-devel" "compiler=gcc" \
+            "make=make")"
     elif command -v zypper >/dev/null; then
         newer=3${v#.}
         [ -n "$name" ] || newer=311
         echo "zypper --non-interactive install$(package_names \
-            "python=python$newer" "headers=python$newer-devel" "compiler=gcc")"
+            "python=python$newer" "headers=python$newer-devel" "compiler=gcc" "make=make")"
     elif command -v pacman >/dev/null; then
-        echo "pacman -Sy --needed --noconfirm$(package_names "python=python" "compiler=gcc")"
+        echo "pacman -Sy --needed --noconfirm$(package_names "python=python" "compiler=gcc" "make=make")"
     fi
 }
 

@@ -5,11 +5,18 @@
 #     bash jobscripts/test.sh types tests-1       the named ones
 #
 # An app states its own checks: each comment line "# test: COMMAND" in apps/*.py runs in a fresh folder, line after line.
+# PETSc is built where it is missing (petsc.sh: four to seven minutes, seconds from the wheel house).
 # RANKS_TESTED="2 3 4" are the numbers of ranks of the parallel tests. The rest of the environment: environment.sh.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 set_up mpi plot test
+for name in "${@:-all}"; do
+    case $name in
+        lint | format | types) ;;
+        *) ML2HPC_VENV=$VENV bash jobscripts/petsc.sh || die "PETSc could not be installed" ;;
+    esac
+done
 read -ra SIZES <<<"${RANKS_TESTED:-2 3 4}"
 SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT

@@ -19,7 +19,7 @@ import pickle
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal
@@ -46,6 +46,7 @@ _OVERSLEEP = 0.03  # a pause is at most this part of the time waited so far
 _LONGEST_PAUSE = 2e-4  # seconds: 5000 polls a second take 2 % to 5 % of a core
 _PATIENCE = 1.0  # seconds that a rank with bad input waits for the others to find the same
 _LAST_PATIENCE = 20.0  # seconds that a rank at its end waits for the others: rank 0 may still print and write
+_NEIGHBOUR = 1  # tag of messages between neighbours
 _FORWARDING = 0.4  # seconds for the launcher to pass the message on; what it has not when the job ends may be lost
 
 
@@ -98,7 +99,7 @@ class Communicator:
         if self.size == 1:
             receive[0] = send
         else:
-            self._finish(self.mpi.Iallgather(send, receive), receive.nbytes, reductions=1)
+            self._finish([self.mpi.Iallgather(send, receive)], receive.nbytes, reductions=1)
         return receive
 
     def allgather_parts(self, send: Array, sizes: Sequence[int]) -> Array:
@@ -109,7 +110,7 @@ class Communicator:
         if self.size == 1:
             receive[:] = send
         else:
-            self._finish(self.mpi.Iallgatherv(send, [receive, list(sizes)]), receive.nbytes, reductions=1)
+            self._finish([self.mpi.Iallgatherv(send, [receive, list(sizes)])], receive.nbytes, reductions=1)
         return receive
 
     def largest(self, send: Array) -> Array:
@@ -117,27 +118,37 @@ class Communicator:
         # Not MPI.MAX: whether that returns not-a-number depends on the order, which differs between ranks.
         return np.asarray(self.allgather(send).max(axis=0))
 
-    def _finish(self, request: MPI.Request, size: int, *, reductions: int) -> None:
-        """Wait for a collective of `size` received bytes and charge it."""
+    def exchange(self, send: Mapping[int, Array], receive: Mapping[int, Array]) -> None:
+        """Send arrays to some ranks and fill arrays with what some ranks send, by rank. Collective among these ranks.
+
+        Arrays are contiguous; what rank r gives for rank s has the size and type of what s receives from r.
+        """
+        requests = [self.mpi.Irecv(array, rank, _NEIGHBOUR) for rank, array in receive.items()]
+        requests += [self.mpi.Isend(array, rank, _NEIGHBOUR) for rank, array in send.items()]
+        if requests:
+            self._finish(requests, sum(array.nbytes for array in receive.values()), messages=len(send))
+
+    def _finish(self, requests: list[MPI.Request], size: int, *, reductions: int = 0, messages: int = 0) -> None:
+        """Wait for a collective, or for messages, of `size` received bytes and charge it."""
         start = time.perf_counter()
         if self.wait == "spin":
-            request.Wait()
+            MPI.Request.Waitall(requests)
         else:
             polls = 0
-            while not request.Test():
+            while not MPI.Request.Testall(requests):
                 polls += 1
                 if polls <= _YIELDS:
                     os.sched_yield()
                 else:
                     time.sleep(min(max(_FIRST_PAUSE, _OVERSLEEP * (time.perf_counter() - start)), _LONGEST_PAUSE))
-        self.log.communicated(time.perf_counter() - start, size, reductions=reductions)
+        self.log.communicated(time.perf_counter() - start, size, reductions=reductions, messages=messages)
 
     # Set-up and files: pickled, rare; only their waiting is charged.
 
     def _meet(self) -> None:
         """Wait for all ranks, since pickled calls spin while they wait. Collective."""
         if self.size > 1:
-            self._finish(self.mpi.Ibarrier(), 0, reductions=0)
+            self._finish([self.mpi.Ibarrier()], 0)
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's object on every rank. Collective."""
@@ -148,6 +159,11 @@ class Communicator:
         """Return every rank's object on rank 0, None elsewhere. Collective."""
         self._meet()
         return self.mpi.gather(value)
+
+    def alltoall(self, values: Sequence[Any]) -> list[Any]:
+        """Give each rank one object, in the order of ranks, and return what the ranks give this one. Collective."""
+        self._meet()
+        return list(self.mpi.alltoall(values))
 
     def agree(self, error: Exception | None) -> None:
         """Raise on every rank if any rank brings an error: the first rank's, so that one message tells it. Collective.

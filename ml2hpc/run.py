@@ -34,7 +34,7 @@ from ml2hpc.problem.interface import Problem, ShardedProblem
 from ml2hpc.snes import SNES, Point, Reason, create
 from ml2hpc.vec import CPU, Layout
 
-_OF_THE_TREE = re.compile(r"(^|_)(snes|dm)_")
+_OF_THE_TREE = re.compile(r"(^|_)(snes|dm|petsc)_")
 
 T = TypeVar("T")
 Tree = dict[str, Any]

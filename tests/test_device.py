@@ -43,6 +43,9 @@ TREES = {
     "gn_diagonal": "-snes_type gn -snes_gn_scaling diagonal",
     "gn_none": "-snes_type gn -snes_gn_regularization none",
     "gn_cg": "-snes_type gn -snes_gn_linear cg",
+    "newton": "-snes_type newtonls -ksp_max_it 4",
+    "newton_minres": "-snes_type newtonls -ksp_type minres -snes_newtonls_model gn -ksp_max_it 4",
+    "newton_nystrom": "-snes_type newtonls -pc_type nystrom -pc_nystrom_rank 5 -ksp_max_it 4",
     "adam": "-snes_type torchoptim",
     "torch_lbfgs": '-snes_type torchoptim -snes_torchoptim_name LBFGS -snes_torchoptim_arguments "{max_iter: 3}"',
 }

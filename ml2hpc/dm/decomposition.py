@@ -1,8 +1,11 @@
-"""Decompositions of a problem's unknowns by layers, tensors or blocks of the flat vector, or of its samples."""
+"""Decompositions of a problem's unknowns by layers, tensors, blocks of the vector or boxes, or of its samples.
+
+The coarse space of a two-level method is a decomposition too: one subdomain, made of some of the layers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -11,28 +14,47 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ml2hpc.dm.subdomain import Subdomain
+from ml2hpc.dm.boxes import BoxLocal, BoxSubdomain, Scattered, cut
+from ml2hpc.dm.exchange import Exchange, Gathered
+from ml2hpc.dm.subdomain import Local, Subdomain
 from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
+from ml2hpc.problem.grid import GridProblem
 from ml2hpc.problem.interface import Block, Problem, even_rows
-from ml2hpc.vec import VectorSpace
+from ml2hpc.vec import Partitioned, VectorSpace
 
 
 @dataclass(frozen=True)
 class Options:
     """Options `-dm_*` of the solver that decomposes."""
 
-    decomposition: Literal["layers", "tensors", "blocks", "samples"] = option(
+    decomposition: Literal["layers", "tensors", "blocks", "boxes", "samples", "coarse"] = option(
         "layers",
-        "what is divided: consecutive layers, parameter tensors, equal blocks of the flat vector, or samples",
+        "what is divided: consecutive layers, parameter tensors, equal blocks of the flat vector, boxes of a grid, "
+        "or samples; coarse: one subdomain of some layers, the coarse space of a two-level method",
     )
     subdomains: int = option(2, "number of subdomains", at_least=1)
-    overlap: int = option(0, "layers, tensors or unknowns shared with each neighbour", at_least=0)
+    overlap: int = option(0, "layers, tensors, unknowns or grid lines shared with each neighbour", at_least=0)
     cut: Literal["count", "cost"] = option(
         "count",
         "give each subdomain as many layers or tensors, as the published decompositions do, or as equal a cost of a "
         "local evaluation as can be: a low block's gradient costs up to 7 times a high one's",
     )
+    # One coarse point for each subdomain, as published: arXiv 2406.10997.
+    coarse: tuple[int, ...] = option(
+        (), "layers of the coarse space; none given: the first one of each of the subdomains by layers", at_least=0
+    )
+
+    @property
+    def count(self) -> int:
+        """Number of subdomains of the decomposition: one, where it is a coarse space."""
+        return 1 if self.decomposition == "coarse" else self.subdomains
+
+    def brief(self) -> str:
+        """Return the decomposition in a few words, such as "4 layers, overlap 1". Not collective."""
+        if self.decomposition == "coarse":
+            return f"coarse {','.join(map(str, self.coarse))}" if self.coarse else f"coarse of {self.subdomains}"
+        return f"{self.subdomains} {self.decomposition}" + (f", overlap {self.overlap}" if self.overlap else "")
 
 
 @dataclass(frozen=True)
@@ -49,11 +71,30 @@ class Decomposition:
     subdomains: tuple[Subdomain, ...]
     shares: tuple[float, ...]
 
+    def exchange(self, problem: Problem, owners: Sequence[int], here: Mapping[int, Local]) -> Exchange:
+        """Return how vectors come to some subdomains and how corrections come back. Not collective.
+
+        Parameters
+        ----------
+        owners
+            The rank that speaks for each subdomain.
+        here
+            The local problems that this rank solves.
+        """
+        boxes = [s for s in self.subdomains if isinstance(s, BoxSubdomain)]
+        if not boxes:
+            return Gathered(problem, owners, list(here), self.subdomains)
+        assert isinstance(problem, GridProblem)
+        parts = {k: local.restriction.part for k, local in here.items() if isinstance(local, BoxLocal)}
+        return Scattered(problem, owners, boxes, parts)
+
     def view(self) -> list[str]:
         """Return lines for -snes_view: each subdomain with its cost against a whole gradient's. Not collective."""
         o = self.options
         cut = ", cut by cost" if o.cut == "cost" else ""
         lines = [f"decomposition by {o.decomposition}, {o.subdomains} subdomains, overlap {o.overlap}{cut}"]
+        if o.decomposition == "coarse":
+            lines = ["coarse space of whole layers"]
         shares = zip(self.subdomains, self.shares, strict=True)
         return lines + [f"  {k}: {s.describe()}, {share:.0%} of a gradient" for k, (s, share) in enumerate(shares)]
 
@@ -64,26 +105,63 @@ def decompose(problem: Problem, options: Options, prefix: str) -> Decomposition:
     Raises
     ------
     OptionsError
-        If there are more subdomains than things to divide, or samples are asked to overlap, or blocks of the vector or
-        samples to be cut by cost.
+        If there are more subdomains than things to divide, or samples are asked to overlap, or blocks, boxes or
+        samples to be cut by cost, or a problem on a grid to be cut otherwise than in boxes, or a coarse layer does not
+        exist or is named without a coarse space.
     """
-    kind, n = options.decomposition, options.subdomains
-    if options.cut == "cost" and kind in ("blocks", "samples"):
+    kind = options.decomposition
+    if options.coarse and kind != "coarse":
+        raise OptionsError(f"-{prefix}dm_coarse: needs -{prefix}dm_decomposition coarse")
+    if isinstance(problem.space, Partitioned) and kind != "boxes":
+        raise OptionsError(f"-{prefix}dm_decomposition {kind}: vectors on a grid are partitioned; use boxes")
+    if options.cut == "cost" and kind in ("blocks", "boxes", "samples"):
         raise OptionsError(f"-{prefix}dm_cut cost: {kind} are cut by count; use -{prefix}dm_decomposition layers")
     if kind == "samples":
         subdomains = _samples(problem, options, prefix)
         shares = tuple(len(s.rows) / problem.samples for s in subdomains if s.rows is not None)
         return Decomposition(options, subdomains, shares)
-    edges = _edges(problem, kind)
-    count = len(edges) - 1
-    if n > count:
-        raise OptionsError(
-            f"-{prefix}dm_subdomains {n}: there are only {count} {kind} to divide; choose at most {count}"
-        )
-    bounds = _bounds_by_cost(problem, options, edges) if options.cut == "cost" else _bounds_by_count(count, n)
-    subdomains = _blocks(problem, options, edges, bounds)
+    if kind == "boxes":
+        boxes = cut(problem, options.subdomains, options.overlap, prefix)
+        return Decomposition(options, boxes, _shares(problem, boxes))
+    if kind == "coarse":
+        subdomains = (_coarse(problem, options, prefix),)
+    else:
+        edges = _edges(problem, kind)
+        subdomains = _blocks(problem, options, edges, _bounds(problem, options, edges, prefix))
+    return Decomposition(options, subdomains, _shares(problem, subdomains))
+
+
+def _shares(problem: Problem, subdomains: Sequence[Subdomain]) -> tuple[float, ...]:
+    """Cost of a local gradient over that of a whole one."""
     whole = problem.cost.gradient
-    return Decomposition(options, subdomains, tuple(problem.block_cost(s.block).gradient / whole for s in subdomains))
+    return tuple(problem.block_cost(s.block).gradient / whole for s in subdomains)
+
+
+def _bounds(problem: Problem, options: Options, edges: Sequence[int], prefix: str) -> list[int]:
+    """Number of the first unit that each subdomain owns, and of units at the end."""
+    kind, n, count = options.decomposition, options.subdomains, len(edges) - 1
+    if n > count:
+        units = "layers" if kind == "coarse" else kind
+        raise OptionsError(
+            f"-{prefix}dm_subdomains {n}: there are only {count} {units} to divide; choose at most {count}"
+        )
+    return _bounds_by_cost(problem, options, edges) if options.cut == "cost" else _bounds_by_count(count, n)
+
+
+def _coarse(problem: Problem, options: Options, prefix: str) -> Subdomain:
+    """The layers that the user named, or the first one that each subdomain owns."""
+    layers, space = problem.layers, problem.space
+    if options.coarse:
+        wrong = [k for k in options.coarse if k >= len(layers)]
+        if wrong:
+            raise OptionsError(f"-{prefix}dm_coarse {wrong[0]}: the layers are 0 to {len(layers) - 1}")
+        chosen = sorted(set(options.coarse))
+    else:
+        chosen = _bounds(problem, options, _edges(problem, "layers"), prefix)[:-1]
+    parts = [torch.arange(layers[k].start, layers[k].stop, device=space.device) for k in chosen]
+    block = Block(torch.cat(parts), f"layers {','.join(map(str, chosen))}")
+    ones = torch.ones(block.n, dtype=space.dtype, device=space.device)
+    return Subdomain(block.name, block, ones, ones)
 
 
 def _bounds_by_count(count: int, n: int) -> list[int]:
@@ -121,7 +199,7 @@ def _edges(problem: Problem, kind: str) -> Sequence[int]:
     """Where the units that are divided begin in the vector, and its length at the end."""
     if kind == "blocks":
         return range(problem.space.n + 1)
-    units = problem.layers if kind == "layers" else problem.tensors
+    units = problem.tensors if kind == "tensors" else problem.layers
     return [0, *(unit.stop for unit in units)]
 
 

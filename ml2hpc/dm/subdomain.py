@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ml2hpc.errors import UnsupportedError
 from ml2hpc.log import Work
 from ml2hpc.problem.interface import Block, Cost, Problem
 
@@ -59,7 +60,8 @@ class Local(ABC):
         Parameters
         ----------
         x, g
-            Whole vectors, shape (n,): the state and, if known there, the gradient of L.
+            The state and, if known there, the gradient of L: whole vectors, shape (n,), or what the exchange of a
+            partitioned problem brings.
         f
             L(x).
         """
@@ -67,6 +69,26 @@ class Local(ABC):
     @abstractmethod
     def begin_work(self, whole: Problem, unit: Cost) -> Work:
         """Return what `begin` evaluates, in units of the whole problem's evaluations. Not collective."""
+
+    def hessian_rows(self, end: Tensor, v: Tensor) -> Tensor:
+        """Return R_s H v, shape (n_local,) of the local space, with H where `begin` was, but the local unknowns at end.
+
+        Parameters
+        ----------
+        v
+            A direction in the form in which `begin` takes the state. Collective.
+
+        Raises
+        ------
+        UnsupportedError
+            Where a local correction has no derivative.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no rows of a Hessian")
+
+    @property
+    def rows_cost(self) -> Cost:
+        """Operations of what `hessian_rows` evaluates."""
+        return self.problem.cost
 
 
 class RestrictedLocal(Local):
@@ -85,6 +107,16 @@ class RestrictedLocal(Local):
         # The frozen prefix is part of an objective, not an evaluation of its own.
         work.counts[0, 2] = (whole.cost.objective - self.problem.cost.objective) / unit.objective
         return work
+
+    def hessian_rows(self, end: Tensor, v: Tensor) -> Tensor:
+        parent = self._restriction.parent
+        space = parent.space
+        action = parent.hessian_action(space.local(self._restriction.embed(end)), space.local(v))
+        return space.gather(action)[self._indices]
+
+    @property
+    def rows_cost(self) -> Cost:
+        return self._restriction.parent.cost
 
 
 class SampledLocal(Local):

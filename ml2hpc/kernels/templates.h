@@ -15,6 +15,7 @@ typedef INTEGER VI __attribute__((vector_size(VECTOR_BYTES)));
 #include "network.h"
 #include "symmetric.h"
 #include "sweep.h"
+#include "rows.h"
 #undef BY_ACTIVATION
 #undef MOST_JETS
 #undef MOST_CURVED

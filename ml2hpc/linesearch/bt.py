@@ -20,7 +20,7 @@ class Backtracking(LineSearch):
         before: tuple[float, float] | None = None
         for _ in range(self.max_it):
             value = line.value(step)
-            if value <= line.f + o.alpha * step * line.slope:
+            if value <= line.f + o.alpha * step * line.slope or self._flatter(line, step, value):
                 return Result(step)
             if math.isfinite(value):
                 factor = self._interpolate(line, step, value, before)
@@ -39,9 +39,9 @@ class Backtracking(LineSearch):
         """
         slope = step * line.slope
         excess = value - line.f - slope
-        if self.options.order == "1":
+        if self.order == "1":
             return 0.5
-        if before is None or self.options.order == "2":
+        if before is None or self.order == "2":
             return -slope / (2 * excess)
         ratio = before[0] / step  # > 1
         excess_before = (before[1] - line.f - ratio * slope) / ratio**2
@@ -55,4 +55,4 @@ class Backtracking(LineSearch):
         return -slope / (b + root) if b > 0 else (root - b) / (3 * a)
 
     def _details(self) -> list[str]:
-        return [f"interpolation: {_ORDERS[self.options.order]}", f"alpha={self.options.alpha:e}"]
+        return [f"interpolation: {_ORDERS[self.order]}", f"alpha={self.options.alpha:e}"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ml2hpc.options import option
 from ml2hpc.vec import VectorSpace
 
-Type = Literal["none", "bt", "secant", "cp", "wolfe"]
+Type = Literal["none", "bt", "secant", "cp", "bisection", "ncglinear", "wolfe"]
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,29 @@ class Options:
     """Options `-snes_linesearch_*`; fields that are None take the type's own default."""
 
     type: Type = option("wolfe", "line search", aliases={"basic": "none", "l2": "secant"})
-    damping: float = option(1.0, "first step tried, at most", above=0.0)
+    damping: float = option(1.0, "first step tried, at most; the end of the interval (bisection)", above=0.0)
     minlambda: float = option(1e-12, "smallest step", above=0.0)
-    maxlambda: float | None = option(None, "largest step (1; wolfe 1e6)", above=0.0)
-    max_it: int | None = option(None, "most trial steps (secant and cp 1, bt 40, wolfe 25)", at_least=1)
+    maxlambda: float | None = option(None, "largest step (1; ncglinear and wolfe 1e6)", above=0.0)
+    max_it: int | None = option(None, "most trial steps (secant and cp 1, bt 40, bisection 50, wolfe 25)", at_least=1)
     # Dense self-scaled updates give directions that are too long by about the same factor for many iterations: without
     # memory two thirds of the first trials raise L and are lost. From 3 on the length makes no difference.
     memory: int = option(
         3, "start from the mean of the best steps of this many searches; 0: from damping (wolfe)", at_least=0
     )
-    alpha: float = option(1e-4, "sufficient decrease, as a fraction of the slope (bt, wolfe)", above=0.0, below=0.5)
+    alpha: float = option(1e-4, "sufficient decrease, as a fraction of the slope", above=0.0, below=0.5)
     curvature: float = option(0.9, "slope left over at most, as a fraction of the first (wolfe)", above=0.0, below=1.0)
-    order: Literal["1", "2", "3"] = option("3", "order of the interpolation (bt)")
-    rtol: float = option(1e-8, "stop when the slope fell by this factor (cp, secant)", at_least=0.0)
-    ltol: float = option(1e-8, "stop when the step changes by less (cp, secant)", at_least=0.0)
+    order: Literal["1", "2", "3"] | None = option(
+        None, "order of the interpolation (bt 3), of the differences of slopes (cp 1)"
+    )
+    rtol: float = option(1e-8, "stop when the slope fell by this factor (cp, secant, bisection)", at_least=0.0)
+    ltol: float | None = option(
+        None, "stop when the step changes by less (cp and secant 1e-8, bisection 1e-6)", at_least=0.0
+    )
     # A choice for float64: thousands of machine epsilons, above the rounding of a sum over 1e4 points.
     roundoff: float = option(
-        1e-12, "relative noise of L, below which slopes decide instead of values (wolfe)", at_least=0.0
+        1e-12,
+        "relative noise of L, below which slopes decide instead of values (wolfe, anderson, ngmres)",
+        at_least=0.0,
     )
 
 
@@ -65,6 +71,8 @@ class Line:
         Shape (n_local,); y is the negative of a step.
     f, g
         L and its gradient at x.
+    action
+        The Hessian of L at a vector times another, where a search may ask for it.
     """
 
     def __init__(
@@ -76,8 +84,10 @@ class Line:
         y: Tensor,
         f: float,
         g: Tensor,
+        action: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self._value = value
+        self._action = action
         self._both = both
         self._space = space
         self.x = x
@@ -109,6 +119,11 @@ class Line:
         self.seen_finite = True
         return value, slope
 
+    def curvature(self) -> float:
+        """Return phi''(0) = <y, H y>, which may be no number. Collective."""
+        assert self._action is not None, "the line was made without the Hessian's action"
+        return self._space.dot(self.y, self._action(self.x, self.y))
+
     def gradient(self, step: float) -> tuple[float, Tensor]:
         """Return L and its gradient at x - step y, computed once per step. Collective."""
         if step not in self._gradients:
@@ -117,15 +132,19 @@ class Line:
 
 
 class LineSearch(ABC):
-    """Chooses lambda > 0 such that L(x - lambda y) < L(x), up to the round-off of L for `wolfe`; except for `none`."""
+    """Chooses lambda > 0 such that L(x - lambda y) < L(x), up to the round-off of L; except for `none`."""
 
     default_max_it: ClassVar[int] = 1
     default_maxlambda: ClassVar[float] = 1.0
+    default_ltol: ClassVar[float] = 1e-8
+    default_order: ClassVar[str] = "3"
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.max_it = self.default_max_it if options.max_it is None else options.max_it
         self.maxlambda = self.default_maxlambda if options.maxlambda is None else options.maxlambda
+        self.ltol = self.default_ltol if options.ltol is None else options.ltol
+        self.order = self.default_order if options.order is None else options.order
         self.recent: list[float] = []  # best steps of the last searches, which the next one starts from, oldest first
 
     def search(self, line: Line) -> Result:
@@ -133,6 +152,27 @@ class LineSearch(ABC):
         if not line.slope < 0:  # not-a-number included
             return Result(0.0, "the direction does not descend")
         return self._search(line)
+
+    def _hidden(self, f: float, slope: float, step: float, value: float) -> bool:
+        """Whether round-off hides the decrease that is asked for, and L rose from f by no more than round-off."""
+        o = self.options
+        noise = o.roundoff * abs(f)
+        return -o.alpha * step * slope <= noise and value <= f + noise
+
+    def _flatter(self, line: Line, step: float, value: float) -> bool:
+        """Whether the slope shrinks where round-off hides the decrease. Collective."""
+        return self._hidden(line.f, line.slope, step, value) and abs(line.both(step)[1]) < abs(line.slope)
+
+    def _decrease(self, line: Line, step: float, tries: int = 40) -> Result:
+        """Halve a step until L falls below L(x). Collective."""
+        for _ in range(tries):
+            if step < self.options.minlambda:
+                break
+            value = line.value(step)
+            if value < line.f or self._flatter(line, step, value):
+                return Result(step)
+            step *= 0.5
+        return Result(0.0, "no step along the direction lowers the objective")
 
     def forget(self) -> None:
         """Take the steps so far for no guide to the next: the direction comes from elsewhere. Not collective."""
@@ -153,20 +193,9 @@ class LineSearch(ABC):
             f"type: {o.type}",
             *(f"  {line}" for line in self._details()),
             f"damping={o.damping:e}, maxlambda={self.maxlambda:e}, minlambda={o.minlambda:e}",
-            f"tolerances: relative={o.rtol:e}, lambda={o.ltol:e}",
+            f"tolerances: relative={o.rtol:e}, lambda={self.ltol:e}",
             f"maximum iterations={self.max_it}",
         ]
-
-
-def decrease(line: Line, step: float, minlambda: float, tries: int = 40) -> Result:
-    """Halve a step until L falls below L(x). Collective."""
-    for _ in range(tries):
-        if step < minlambda:
-            break
-        if line.value(step) < line.f:
-            return Result(step)
-        step *= 0.5
-    return Result(0.0, "no step along the direction lowers the objective")
 
 
 def secant_step(old: float, slope_old: float, step: float, slope: float, minlambda: float, maxlambda: float) -> float:

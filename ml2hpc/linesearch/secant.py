@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 
-from ml2hpc.linesearch.interface import Line, LineSearch, Result, decrease, secant_step
+from ml2hpc.linesearch.interface import Line, LineSearch, Result, secant_step
+
+_NOISE = 16 * sys.float_info.epsilon  # relative, of a second difference of values of L
 
 
 class Secant(LineSearch):
@@ -25,10 +28,12 @@ class Secant(LineSearch):
                 if not abs(step - old) > o.minlambda:
                     break
                 continue
-            if abs(slope) <= o.rtol * abs(line.slope):
+            # Another step from differences that are round-off may lead anywhere; the first is the best there is.
+            drowned = abs(value - 2 * middle + value_old) <= _NOISE * abs(value)
+            if abs(slope) <= o.rtol * abs(line.slope) or (drowned and old > 0.0):
                 break
             new = secant_step(old, slope_old, step, slope, o.minlambda, self.maxlambda)
-            if abs(new - step) <= o.ltol * step:
+            if abs(new - step) <= self.ltol * step:
                 break
             old, value_old, step = step, value, new
-        return decrease(line, step, o.minlambda)
+        return self._decrease(line, step)

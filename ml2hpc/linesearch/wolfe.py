@@ -102,10 +102,7 @@ class StrongWolfe(LineSearch):
         return trial.value <= start.value + self.options.alpha * trial.step * start.slope
 
     def _drowned(self, start: _Trial, trial: _Trial) -> bool:
-        """Whether round-off hides the decrease that is asked for, and L rose by no more than round-off."""
-        o = self.options
-        noise = o.roundoff * abs(start.value)
-        return -o.alpha * trial.step * start.slope <= noise and trial.value <= start.value + noise
+        return self._hidden(start.value, start.slope, trial.step, trial.value)
 
     def _accepts(self, start: _Trial, trial: _Trial) -> bool:
         o = self.options

@@ -180,6 +180,21 @@ class Database:
             for start in stripped
         )
 
+    def foreign(self, prefix: str) -> dict[str, str]:
+        """Return the options that begin with a prefix, by the name behind it, for a library that reads them itself.
+
+        They count as read: the library tells what it does not know. An option without a value has an empty one. As in
+        a look-up, `-sub_petsc_...` also serves the prefix `sub_3_petsc_`. Not collective.
+        """
+        found: dict[str, str] = {}
+        for start in reversed(variants(normalise(prefix))):
+            for name, entry in self._in_force.items():
+                if name.startswith(start):
+                    found[name.removeprefix(start)] = entry.value or ""
+                    self._canonical[name] = entry.value or ""
+                    self._read.add(name)
+        return found
+
     def check_unused(self) -> str:
         """Complain about options that nothing has read, as `-options_left` says. Not collective.
 

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml2hpc import kernels
 from ml2hpc.errors import UnsupportedError
-from ml2hpc.problem.engine import Batch, Engine, Features, Window
+from ml2hpc.problem.engine import Batch, DenseEngine, Window
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Carried
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.network import SLOPE, DenseNetwork
 from ml2hpc.problem.plan import Layer, Plan, plan_of
@@ -70,7 +69,7 @@ def _call(kernel: Callable[..., None], *arguments: Tensor | int | None) -> None:
     kernel(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
 
 
-class CompiledEngine(Engine[CompiledBatch]):
+class CompiledEngine(DenseEngine[CompiledBatch]):
     """Jets of a `DenseNetwork` up to order 4, for any number of coordinates.
 
     An engine is for one thread at a time; engines of different threads do not meet.
@@ -81,31 +80,22 @@ class CompiledEngine(Engine[CompiledBatch]):
         The engine with its instruction set, for views.
     """
 
-    network: DenseNetwork
+    name = "compiled"
 
-    def __init__(
-        self,
-        network: nn.Module,
-        layout: Layout,
-        features: Features,
-        indices: tuple[Carried, ...],
-        window: Window | None = None,
-    ) -> None:
-        super().__init__(network, layout, features, indices, window)
+    def _set_up(self) -> None:
         library = kernels.load()
         if library is None:
             raise UnsupportedError(
                 "-pinn_engine compiled: the package was built without a C compiler; install one and run "
                 "pip install again, or use -pinn_engine jets"
             )
-        if not isinstance(network, DenseNetwork):
-            raise UnsupportedError("the compiled engine propagates dense networks only; use -pinn_engine autograd")
         self.description = f"compiled ({library.instruction_set})"
-        self._dtype = layout.flatten(network).dtype
+        self._dtype = self.layout.flatten(self.network).dtype
         self._functions(library)
-        self._plain = _Plain(network, layout, self.window)
+        self._plain = _Plain(self.network, self.layout, self.window)
         self._plan = self._describe()
-        self._twin = JetsEngine(network, layout, features, indices, window)  # for higher derivatives and costs
+        # For higher derivatives and costs.
+        self._twin = JetsEngine(self.network, self.layout, self.features, self.indices, self.window)
         self._address = ctypes.addressof(self._plan)
         self._plan.strip = 1
         self._plan.strip = self._strip(self._address, _TILE_BYTES)

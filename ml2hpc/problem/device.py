@@ -8,18 +8,13 @@ evaluation can be recorded once and replayed. On the CPU the same engine runs on
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
-from ml2hpc.errors import UnsupportedError
-from ml2hpc.problem.engine import Batch, Engine, Features, Window
+from ml2hpc.problem.engine import Batch, DenseEngine
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Carried, order
 from ml2hpc.problem.jets import Hidden, JetBatch, JetsEngine, LayerMatrices, Workspace
-from ml2hpc.problem.network import DenseNetwork
 from ml2hpc.problem.neurons import WHOLE, neurons_on
-from ml2hpc.problem.plan import HIGHEST_ORDER
-from ml2hpc.vec import Layout
 
 
 class DeviceBatch(Batch):
@@ -41,10 +36,8 @@ class _Kept(Hidden):
 class _FusedEngine(JetsEngine):
     """The engine `jets` with its neurons in kernels, for whole vectors of points; no tangents."""
 
-    def __init__(
-        self, network: nn.Module, layout: Layout, features: Features, indices: tuple[Carried, ...], window: Window
-    ) -> None:
-        super().__init__(network, layout, features, indices, window)
+    def _set_up(self) -> None:
+        super()._set_up()
         parameter = next(self.network.parameters())
         activation = self.network.options.activation
         self.kernels = neurons_on(parameter.device, self.indices, activation, parameter.dtype)
@@ -62,7 +55,7 @@ class _FusedEngine(JetsEngine):
         self.kernels.reverse(kept.z.all, kept.more, space.g.all, space.gz.all)
 
 
-class DeviceEngine(Engine[DeviceBatch]):
+class DeviceEngine(DenseEngine[DeviceBatch]):
     """Jets of a `DenseNetwork` up to order 4, where its parameters are.
 
     Attributes
@@ -71,23 +64,12 @@ class DeviceEngine(Engine[DeviceBatch]):
         The engine with its device, for views.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        layout: Layout,
-        features: Features,
-        indices: tuple[Carried, ...],
-        window: Window | None = None,
-    ) -> None:
-        super().__init__(network, layout, features, indices, window)
-        if not isinstance(network, DenseNetwork):
-            raise UnsupportedError("the device engine propagates dense networks only; use -pinn_engine autograd")
-        if max(map(order, self.indices)) > HIGHEST_ORDER:
-            raise UnsupportedError(
-                f"the device engine carries derivatives up to order {HIGHEST_ORDER}; use -pinn_engine autograd"
-            )
-        self._fused = _FusedEngine(network, layout, features, indices, self.window)
-        self._jets = JetsEngine(network, layout, features, indices, window)  # keeps z itself, which tangents need
+    name = "device"
+
+    def _set_up(self) -> None:
+        given = self.network, self.layout, self.features, self.indices, self.window
+        self._fused = _FusedEngine(*given)
+        self._jets = JetsEngine(*given)  # keeps z itself, which tangents need
         self.description = f"device ({self._fused.kernels.description})"
 
     def batch(self, x: Tensor) -> DeviceBatch:

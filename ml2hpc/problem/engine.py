@@ -12,13 +12,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Carried, closure, derivatives
+from ml2hpc.problem.jet import Carried, closure, derivatives, order
+from ml2hpc.problem.network import DenseNetwork
+from ml2hpc.problem.plan import HIGHEST_ORDER
 from ml2hpc.vec import Layout
 
 Features = Callable[[Tensor], Tensor]
@@ -186,3 +189,37 @@ class Engine(ABC, Generic[B]):
         """Return the input features' jets, shape (features, jets, n)."""
         found = derivatives(self.features, x, self.indices)
         return torch.stack([found[i].detach() for i in self.indices], 1)
+
+
+class DenseEngine(Engine[B]):
+    """An engine that knows a `DenseNetwork` from inside, up to the highest order of the tests and kernels.
+
+    Attributes
+    ----------
+    name
+        What -pinn_engine calls it.
+    """
+
+    name: ClassVar[str]
+    network: DenseNetwork
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layout: Layout,
+        features: Features,
+        indices: tuple[Carried, ...],
+        window: Window | None = None,
+    ) -> None:
+        super().__init__(network, layout, features, indices, window)
+        if not isinstance(network, DenseNetwork):
+            raise UnsupportedError(f"the {self.name} engine propagates dense networks only; use -pinn_engine autograd")
+        if max(map(order, self.indices)) > HIGHEST_ORDER:
+            raise UnsupportedError(
+                f"the {self.name} engine carries derivatives up to order {HIGHEST_ORDER}; use -pinn_engine autograd"
+            )
+        self._set_up()
+
+    @abstractmethod
+    def _set_up(self) -> None:
+        """Make what does not depend on parameters and points; the network and the derivatives are fit."""

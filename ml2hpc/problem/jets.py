@@ -22,17 +22,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.chain import Chain
-from ml2hpc.problem.engine import Batch, Engine, Features, Window
+from ml2hpc.problem.engine import Batch, DenseEngine
 from ml2hpc.problem.interface import Cost
-from ml2hpc.problem.jet import Carried
-from ml2hpc.problem.network import SLOPE, DenseNetwork
-from ml2hpc.vec import Layout
+from ml2hpc.problem.network import SLOPE
 
-HIGHEST = 4  # order: the tests go up to here
 BLOCK = 2**18  # numbers written at a time in `rows`: 2 MiB, so that the sum over the jets stays in cache
 
 
@@ -93,27 +89,13 @@ class LayerMatrices:
         return weight, rest[:rows], rest[rows] if self.slope is not None else rest[:0]
 
 
-class JetsEngine(Engine[JetBatch]):
+class JetsEngine(DenseEngine[JetBatch]):
     """Jets of a `DenseNetwork` up to order 4, for any number of coordinates."""
 
-    network: DenseNetwork
+    name = "jets"
 
-    def __init__(
-        self,
-        network: nn.Module,
-        layout: Layout,
-        features: Features,
-        indices: tuple[Carried, ...],
-        window: Window | None = None,
-    ) -> None:
-        super().__init__(network, layout, features, indices, window)
-        if not isinstance(network, DenseNetwork):
-            raise UnsupportedError("the jets engine propagates dense networks only; use -pinn_engine autograd")
+    def _set_up(self) -> None:
         self.chain = Chain(self.indices)
-        if self.chain.order > HIGHEST:
-            raise UnsupportedError(
-                f"the jets engine carries derivatives up to order {HIGHEST}; use -pinn_engine autograd"
-            )
         # (place of the second derivative or operator, of the two first derivatives, factor of their product)
         self._seconds = [(p.place, i, k, c) for p in self.chain.parts if p.m == 2 for c, (i, k) in p.products]
         self._spaces: dict[int, Workspace] = {}

@@ -8,7 +8,7 @@ from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.jet import Carried, Index, Operator, order, partitions
 
 ACTIVATIONS = ("tanh", "sin", "silu", "gelu")  # numbered as in plan.h
-HIGHEST_ORDER = 4
+HIGHEST_ORDER = 4  # of derivatives, by every engine but autograd: the kernels have room for it, the tests go up to it
 _GENERAL, _CURVED, _DIAGONAL = range(3)  # sets of jets, as in plan.h
 _MOST_DIAGONAL, _MOST_CURVED, _MOST_JETS = 5, 16, 70  # the first as in plan.h, the others as in neuron.h
 
@@ -87,19 +87,15 @@ def diagonal_of(carried: tuple[Carried, ...]) -> list[float] | None:
 
 
 def plan_of(carried: tuple[Carried, ...], activation: str, **others: int) -> Plan:
-    """Return the plan of jets through an activation; `others` are further fields by name.
+    """Return the plan of jets up to the highest order through an activation; `others` are further fields by name.
 
     The structure keeps its table of terms alive.
 
     Raises
     ------
     UnsupportedError
-        If there are more jets, or higher ones, than the kernels have room for.
+        If there are more jets than the kernels have room for.
     """
-    if max(map(order, carried)) > HIGHEST_ORDER:
-        raise UnsupportedError(
-            f"compiled kernels carry derivatives up to order {HIGHEST_ORDER}; use -pinn_engine autograd"
-        )
     if len(carried) > _MOST_JETS:
         raise UnsupportedError(
             f"compiled kernels carry {_MOST_JETS} derivatives at most, and the equation needs {len(carried)}; "

@@ -12,15 +12,47 @@ from typing import Any, Literal, TypeVar, cast
 from ml2hpc import linesearch
 from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.options import Database, option
+from ml2hpc.snes.anderson import Anderson
+from ml2hpc.snes.aspin import Aspin
+from ml2hpc.snes.composite import Composite
 from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import SNES, Method, Options
+from ml2hpc.snes.ksponly import KSPOnly
 from ml2hpc.snes.nasm import Nasm
+from ml2hpc.snes.ncg import ConjugateGradients
+from ml2hpc.snes.newtonls import NewtonLS
+from ml2hpc.snes.newtontr import NewtonTR
+from ml2hpc.snes.ngmres import NGMRES
+from ml2hpc.snes.ngs import GaussSeidel
 from ml2hpc.snes.nrichardson import NRichardson
+from ml2hpc.snes.petsc import Petsc
+from ml2hpc.snes.python import Python
 from ml2hpc.snes.qn import QuasiNewton
 from ml2hpc.snes.shell import Shell
 from ml2hpc.snes.torchoptim import TorchOptim
 
-TYPES: dict[str, type[Method]] = {t.name: t for t in (NRichardson, QuasiNewton, GaussNewton, Nasm, TorchOptim, Shell)}
+TYPES: dict[str, type[Method]] = {
+    t.name: t
+    for t in (
+        NewtonLS,
+        NewtonTR,
+        GaussNewton,
+        KSPOnly,
+        QuasiNewton,
+        ConjugateGradients,
+        Anderson,
+        NGMRES,
+        NRichardson,
+        GaussSeidel,
+        Nasm,
+        Aspin,
+        Composite,
+        TorchOptim,
+        Shell,
+        Python,
+        Petsc,
+    )
+}
 
 _NAMES: Any = tuple(TYPES)
 
@@ -64,17 +96,20 @@ def create(
     OptionsError, UnsupportedError
         If an option is wrong, or an NPC is asked of a type or side that cannot use one.
     """
-    defaults = defaults or {}
+    preferred = defaults or {}
 
     def read(schema: type[T], stem: str, title: str, weaker: Defaults | None = None) -> T:
         wanted = dict(weaker or {}) | {
-            f.name: defaults[stem + f.name] for f in fields(cast(Any, schema)) if stem + f.name in defaults
+            f.name: preferred[stem + f.name] for f in fields(cast(Any, schema)) if stem + f.name in preferred
         }
         return database.read(schema, prefix=prefix, stem=stem, title=title, defaults=wanted, listed=listed)
 
     kind = TYPES[read(_Type, "snes_", "Nonlinear solver (SNES)").type]
+    preferred = kind.tree | preferred
+    if kind is Python:
+        kind = Python.users(read(Python.Options, "snes_python_", Python.title), prefix, TYPES)
     generic = read(Options, "snes_", "Nonlinear solver (SNES)", kind.defaults)
-    method = kind(read(kind.Options, f"snes_{kind.name}_", kind.title))
+    method = kind(read(kind.Options, f"snes_{kind.stem}_", kind.title))
     search = None
     if kind.linesearch is not None:
         search = linesearch.create(
@@ -84,7 +119,7 @@ def create(
     def spawn(role: str, weaker: Defaults, *, listed: bool = listed) -> SNES:
         # The options "sub_..." of the caller hold for "sub_0_", "sub_1_", ... too, as in the database.
         roles = (re.sub(r"\d+_", "", role), role)
-        inner = {k.removeprefix(r): v for r in roles for k, v in defaults.items() if k.startswith(r)}
+        inner = {k.removeprefix(r): v for r in roles for k, v in preferred.items() if k.startswith(r)}
         return create(database, prefix + role, level + 1, weaker | inner, listed=listed)
 
     npc = None
@@ -97,7 +132,11 @@ def create(
     side = kind.sides[0] if npc is not None and generic.npc_side == "default" else generic.npc_side
     if generic.npc_lag > 1 and side != "right":
         raise OptionsError(f"-{prefix}snes_npc_lag {generic.npc_lag}: needs a nonlinear preconditioner on the right")
-    solver = SNES(method, generic, search, npc, prefix=prefix, level=level, spawn=spawn, read=read)
+
+    def foreign(stem: str) -> dict[str, str]:
+        return database.foreign(prefix + stem)
+
+    solver = SNES(method, generic, search, npc, prefix=prefix, level=level, spawn=spawn, read=read, foreign=foreign)
     method.configure(solver)
     return solver
 

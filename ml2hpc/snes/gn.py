@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ml2hpc.errors import OptionsError
+from ml2hpc.ksp import Forcing, Tolerances, conjugate_gradients
+from ml2hpc.ksp import System as LinearSystem
 from ml2hpc.options import option
 from ml2hpc.problem.interface import Linearization
 from ml2hpc.snes.interface import SNES, DirectionMethod, Point, Step, Tree
@@ -81,10 +83,10 @@ class GaussNewton(DirectionMethod):
         solver.problem.linearize(solver.problem.space.zeros())  # refuses what is no sum of squares
         self._n = solver.problem.space.n
         self._damping: float | None = None
-        self._forcing = Forcing(self.options.cg_rtol)
+        self._forcing = Forcing.quadratic(self.options.cg_rtol)
 
     def begin(self, solver: SNES) -> None:
-        self._forcing = Forcing(self.options.cg_rtol)
+        self._forcing = Forcing.quadratic(self.options.cg_rtol)
         if not self.options.recycle:
             self._damping = None
 
@@ -163,22 +165,6 @@ class GaussNewton(DirectionMethod):
         return [f"regularization is {o.regularization.upper()}: {how}", f"linear solver is {o.linear.upper()}{inner}"]
 
 
-class Forcing:
-    """Eisenstat and Walker's second choice: eta_k = 0.9 (|g_k| / |g_(k-1)|)^2, never far below 0.9 eta_(k-1)^2."""
-
-    def __init__(self, most: float) -> None:
-        self.value = self._most = most
-        self.norm = 0.0  # of the gradient before; 0 at the start
-
-    def follow(self, norm: float) -> None:
-        """Take the next gradient's norm. Not collective."""
-        if self.norm > 0.0:
-            safe = 0.9 * self.value**2
-            wanted = max(0.9 * (norm / self.norm) ** 2, safe if safe > 0.1 else 0.0)
-            self.value = min(wanted, self._most)
-        self.norm = norm
-
-
 class System(ABC):
     """The linear systems (A + mu D) s = -g of one point."""
 
@@ -251,22 +237,11 @@ class Krylov(System):
         return self._linear.action(v)
 
     def solve(self, g: Tensor, damping: float) -> Tensor | None:
-        s, r = torch.zeros_like(g), -g
-        p, rr = r.clone(), self._space.dot(g, g)
-        stop = self._rtol**2 * rr
-        for _ in range(self._most):
-            a_p = self._action(p).add_(p, alpha=damping)
-            curvature = self._space.dot(p, a_p)
-            if not curvature > 0.0:
-                break
-            length = rr / curvature
-            s.add_(p, alpha=length)
-            r.sub_(a_p, alpha=length)
-            before, rr = rr, self._space.dot(r, r)
-            if not rr > stop:
-                break
-            p = torch.add(r, p, alpha=rr / before)
-        return s
+        tolerances = Tolerances(self._rtol, 0.0, self._most)
+        system = LinearSystem(
+            self._space, lambda p: self._action(p).add_(p, alpha=damping), None, tolerances, True, lambda k, norm: None
+        )
+        return -conjugate_gradients(system, g).x
 
     def scale(self, g: Tensor) -> float:
         return self._space.dot(g, self._action(g)) / self._space.dot(g, g)

@@ -22,12 +22,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ml2hpc.errors import UserError
+from ml2hpc.errors import UnsupportedError, UserError
 from ml2hpc.linesearch import Line, LineSearch
 from ml2hpc.log import Log, Work
 from ml2hpc.monitor import Viewer, norm_line, reason_line
 from ml2hpc.options import option
 from ml2hpc.problem.interface import Cost, Problem
+from ml2hpc.snes import view
 from ml2hpc.snes.reasons import Reason
 
 Side = Literal["left", "right"]
@@ -84,6 +85,7 @@ class Step:
     point: Point
     failure: str = ""
     reason: Reason = Reason.DIVERGED_LINE_SEARCH
+    reported: bool = False  # the type has counted and shown its iterates by `SNES.passed`
 
     @classmethod
     def broken(cls, point: Point, what: str) -> Step:
@@ -92,14 +94,22 @@ class Step:
 
 
 class Method(ABC):
-    """A solver type. One file each; options are a frozen dataclass `Options` with stem `snes_<name>_`."""
+    """A solver type. One file each; options are a frozen dataclass `Options` with stem `snes_<stem>_`."""
 
     name: ClassVar[str]
+    stem: ClassVar[str]  # of its options; the name, unless PETSc has another one
     title: ClassVar[str]
     Options: ClassVar[type]
     sides: ClassVar[tuple[Side, ...]] = ()  # where it can use an NPC; the first is the default
     defaults: ClassVar[dict[str, Any]] = {}  # of the generic options
+    tree: ClassVar[dict[str, Any]] = {}  # a recipe: defaults below the prefix, such as {"npc_snes_type": "nasm"}
+    inverts: ClassVar[bool] = False  # whether it has a `linear_solver`
     linesearch: ClassVar[dict[str, Any] | None] = None  # defaults of its line search; None where it has none
+    interrupted: bool = False  # after `resume`: the next step goes on inside one that was cut by the end of a job
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls) and "stem" not in vars(cls):
+            cls.stem = cls.name
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -123,9 +133,43 @@ class Method(ABC):
     def step(self, solver: SNES, point: Point) -> Step:
         """Make one step. Collective."""
 
+    def precondition(self, solver: SNES, point: Point, apply: Callable[[Point], Point]) -> Point:
+        """Return what the right NPC makes of `point`, or `point` itself where that is not taken. Collective.
+
+        Parameters
+        ----------
+        apply
+            The preconditioner, from a point to a point.
+        """
+        half = apply(point)
+        return half if half.finite and half.f <= point.f else point
+
+    def confine(self, radius: float) -> None:  # noqa: B027 - most types choose no radius
+        """Take the distance from its start that the parent allows the next solve. Not collective."""
+
     def reset(self) -> bool:
         """Forget the memory after a failed step; return whether there was any. Not collective."""
         return False
+
+    def track(self, solver: SNES) -> None:  # noqa: B027 - most types know no derivative
+        """Keep with every step, and in the state, what `derivative` needs. Not collective."""
+
+    def derivative(self, solver: SNES, point: Point) -> Callable[[Tensor], Tensor] | None:
+        """Return v -> (I - M'(x)) v for the step M that was made last, from `point`; None where it is not known.
+
+        Collective.
+        """
+        return None
+
+    def linear_solver(self, solver: SNES, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return b -> H(x)^-1 b by the type's linear solver, where `inverts`. Collective.
+
+        Raises
+        ------
+        UnsupportedError
+            If the type has none.
+        """
+        raise UnsupportedError(f"-{solver.prefix}snes_type {self.name}: has no linear solver; use newtonls")
 
     def state(self, solver: SNES) -> Tree:
         """Return what a restart needs, whole vectors, on rank 0. Collective."""
@@ -196,6 +240,8 @@ class SNES:
         Creates a child: `spawn(role, defaults, listed=True)`; its prefix is this one's plus the role word.
     read
         Reads more options under this prefix: `read(schema, stem, title)`.
+    foreign
+        Returns the options below this prefix and a stem that another library reads: `foreign(stem)`.
     """
 
     def __init__(
@@ -209,6 +255,7 @@ class SNES:
         level: int,
         spawn: Callable[..., SNES],
         read: Callable[..., Any],
+        foreign: Callable[[str], dict[str, str]],
     ) -> None:
         self.method = method
         self.options = options
@@ -219,6 +266,7 @@ class SNES:
         self.level = level
         self.spawn = spawn
         self.read = read
+        self.foreign = foreign
         self.is_inner = False  # True for an NPC: reaching max_it is what it is asked to do
         self.side: Side | None = None
         if npc is not None:
@@ -234,6 +282,7 @@ class SNES:
         self.resets = 0  # times that the type's memory was given up, in all solves
         self.reason = Reason.CONVERGED_ITERATING
         self.failure = ""
+        self.base: Point | None = None  # the iterate that a step starts from, before the right NPC
         self._start: tuple[float, float] = (0.0, 0.0)  # f and gradient norm at iteration 0
 
     def _viewer(self, name: str, text: str | None) -> Viewer | None:
@@ -305,6 +354,12 @@ class SNES:
         with self.log.event("SNESFunctionEval", self.label):
             return self.problem.value_and_gradient(x)
 
+    def hessian_action(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return the Hessian of L at x times v. Collective."""
+        self.work.add("hessians", self.problem.cost.hessian / self.unit.hessian)
+        with self.log.event("SNESJacobianEval", self.label):
+            return self.problem.hessian_action(x, v)
+
     def point(self, x: Tensor, f: float, g: Tensor) -> Point:
         """Return the iterate with its residual: g, or x - M(x) for a left NPC. Collective."""
         point = Point(x, f, g, g, math.isfinite(f) and math.isfinite(self.problem.space.norm(g)))
@@ -314,7 +369,8 @@ class SNES:
 
     def line(self, point: Point, y: Tensor) -> Line:
         """Return L along x - lambda y. Collective."""
-        return Line(self.objective, self.gradient, self.problem.space, point.x, y, point.f, point.g)
+        space = self.problem.space
+        return Line(self.objective, self.gradient, space, point.x, y, point.f, point.g, self.hessian_action)
 
     def descends(self, line: Line, point: Point) -> bool:
         """Tell whether -y descends, and is not perpendicular to the gradient up to noise. Collective if sharded."""
@@ -381,7 +437,8 @@ class SNES:
 
     def _loop(self, point: Point) -> Point:
         while self.reason == Reason.CONVERGED_ITERATING:
-            refreshed = self.refresh(self, point) if self.refresh is not None else None
+            refresh = None if self.method.interrupted else self.refresh
+            refreshed = refresh(self, point) if refresh is not None else None
             if self.reason == Reason.CONVERGED_ITERATING:
                 point = self._iterate(refreshed or point)
         if self.reason_viewer and self.problem.comm.rank == 0:
@@ -389,7 +446,8 @@ class SNES:
         return point
 
     def _iterate(self, point: Point) -> Point:
-        half = self._precondition(point)
+        self.base = point
+        half = point if self.method.interrupted else self._precondition(point)
         if self.reason != Reason.CONVERGED_ITERATING:
             return point
         step = self.method.step(self, half)
@@ -398,20 +456,25 @@ class SNES:
         if step.failure and (broken or (not self.forget() and not moved)):
             self._end(step.reason, step.failure)
             return step.point
-        self.iteration += 1
-        self._report(step.point, self.problem.space.norm(step.point.x - point.x))
+        if not step.reported:
+            self.iteration += 1
+            self._report(step.point, self.problem.space.norm(step.point.x - point.x))
         return step.point
+
+    def passed(self, point: Point, before: Point) -> bool:
+        """Count, test and show an iterate inside a step; return whether the step may go on. Collective."""
+        self.iteration += 1
+        self._report(point, self.problem.space.norm(point.x - before.x))
+        return self.reason == Reason.CONVERGED_ITERATING
 
     def _precondition(self, point: Point) -> Point:
         if self.npc is None or self.side != "right" or self.iteration % self.options.npc_lag:
             return point
-        half = self._apply(point)
+        half = self.method.precondition(self, point, self._apply)
         if self.npc.reason.is_failure:
             self._end(Reason.DIVERGED_INNER, f"{self.npc.prefix}: {self.npc.reason.name} {self.npc.failure}".rstrip())
-        if half.f <= point.f and half.finite:
-            return half
-        self.rejected += 1
-        return point
+        self.rejected += half is point
+        return half
 
     def _apply(self, point: Point) -> Point:
         assert self.npc is not None
@@ -420,6 +483,22 @@ class SNES:
             result = self.npc.solve(point.x, (point.f, point.g))
             self.work.counts += self.npc.work.counts - before.counts
         return result
+
+    def residual_action(self, point: Point) -> Callable[[Tensor], Tensor] | None:
+        """Return v -> (I - M'(x)) v of the left NPC, applied last at the point, if it knows it. Collective."""
+        npc = self.npc
+        assert npc is not None
+        derivative = npc.method.derivative(npc, point)
+
+        def action(v: Tensor) -> Tensor:
+            assert derivative is not None
+            with self.log.event("SNESNPCDerivative", npc.label):
+                before = Work(npc.work.counts)
+                result = derivative(v)
+                self.work.counts += npc.work.counts - before.counts
+            return result
+
+        return None if derivative is None else action
 
     def _report(self, point: Point, update: float) -> None:
         """Test, show and record an iterate."""
@@ -486,40 +565,9 @@ class SNES:
 
     def view(self) -> str:
         """Return the tree below this solver as PETSc prints it. Not collective."""
-        o = self.options
-        ranks = self.problem.comm.size
-        lines = [
-            f"SNES Object: {f'({self.prefix}) ' if self.prefix else ''}{ranks} MPI process{'es' if ranks > 1 else ''}",
-            f"  type: {self.method.name}",
-            *(f"    {line}" for line in self.method.view()),
-        ]
-        for heading, child in self.method.inner():
-            lines += [f"    {heading}", _indent(child.view(), 6)]
-        lines += [
-            f"  maximum iterations={o.max_it}, maximum function evaluations={o.max_funcs}",
-            f"  tolerances: relative={o.rtol:g}, absolute={o.atol:g}, solution={o.stol:g}",
-            f"  total number of function evaluations={self.work['gradients', 'path']:.0f}",
-        ]
-        if self.resets:
-            lines.append(f"  memory given up {self.resets} time{'s' * (self.resets > 1)} for want of descent")
-        if self.linesearch is not None:
-            lines += [
-                f"  SNESLineSearch Object: {ranks} MPI process{'es' if ranks > 1 else ''}",
-                *(f"    {line}" for line in self.linesearch.view()),
-            ]
-        if self.level == 0:
-            lines += [f"  {line}" for line in self.problem.view()]
-        if self.npc is not None:
-            often = f", every {o.npc_lag} iterations" if o.npc_lag > 1 else ""
-            lines += [f"  nonlinear preconditioner on the {self.side}{often}, steps rejected={self.rejected}"]
-            lines += [_indent(self.npc.view(), 2)]
-        return "\n".join(lines)
+        return view.text(self)
 
     def brief(self) -> str:
         """Return the tree below this solver in a line, such as "qn(lbfgs 10) + npc nasm(...) of qn(ssbroyden)"."""
         text = " of ".join([self.method.brief(), *(child.brief() for _, child in self.method.inner())])
         return f"{text} + {self.side} npc {self.npc.brief()}" if self.npc is not None else text
-
-
-def _indent(text: str, blanks: int) -> str:
-    return "\n".join(" " * blanks + line for line in text.split("\n"))

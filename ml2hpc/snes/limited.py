@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ml2hpc.kernels import Library
 from ml2hpc.snes.secant import Inverse, Tree
-from ml2hpc.vec import VectorSpace
+from ml2hpc.vec import Rows, VectorSpace
 
 
 class CompactLBFGS(Inverse):
@@ -19,80 +20,84 @@ class CompactLBFGS(Inverse):
     One pass forms [S Y]' [y g_new] with a new pair, which are the new columns of R and Y'Y and all that the next
     direction needs; the other forms the direction.
 
+    What is kept is R^-1. A new pair adds to it the column -R^-1 (S'y) / s'y; the oldest leaves with its row and column,
+    as the rest of an upper triangle has the rest of its inverse. So pairs need no order, and take the oldest's place.
+    With any matrix in place of R^-1 this H is symmetric and positive: rounding in it costs neither,
+
+        H = gamma (I - Y R^-1 S')' (I - Y R^-1 S') + (R^-1 S')' D (R^-1 S').
+
+    Parameters
+    ----------
+    memory
+        Pairs at most.
+    scaled
+        gamma as above, else 1.
+    library
+        The compiled kernels, or None.
+
     References
     ----------
     Byrd, Nocedal, Schnabel: Representations of quasi-Newton matrices, Math. Programming 63 (1994).
     """
 
-    def __init__(self, space: VectorSpace, memory: int, *, scaled: bool) -> None:
+    def __init__(self, space: VectorSpace, memory: int, *, scaled: bool, library: Library | None) -> None:
         super().__init__(space)
         self.memory = memory
         self.scaled = scaled
-        shape = 2 * memory, space.n_local
-        self._rows = torch.zeros(shape, dtype=space.dtype, device=space.device)  # S' above Y'
-        self._upper = torch.zeros(memory, memory, dtype=space.dtype, device=space.device)  # R, oldest pair first
-        self._yy = torch.zeros_like(self._upper)  # Y'Y, oldest pair first
-        self._order: list[int] = []  # places of the pairs in the rows, oldest first
-        self._places = torch.empty(0, dtype=torch.int64, device=space.device)  # the same where the rows are
+        self._rows = Rows(space, 2 * memory, library)  # S' above Y'
+        self._inverse = torch.zeros(memory, memory, dtype=space.dtype, device=space.device)  # R^-1, zero without pairs
+        self._yy = torch.zeros_like(self._inverse)  # Y'Y
+        self._sy = torch.zeros_like(self._inverse[0])  # the diagonal of D
         self._learnt = 0
-        self._known: tuple[Tensor, Tensor] | None = None  # g and its products with the rows, (2 memory,)
+        self._known: tuple[Tensor, Tensor] | None = None  # g and its products with the rows, (2, memory)
 
     @property
     def pairs(self) -> int:
         return self._learnt
 
     def apply(self, g: Tensor) -> Tensor:
-        if not self._order:
+        if not self._learnt:
             return g.clone()
         if self._known is None or self._known[0] is not g:
-            self._known = (g, self.space.mdot(self._rows, g))
-        k, m, count = self._places, self.memory, len(self._order)
-        sg, yg = self._known[1][k], self._known[1][m + k]
-        upper, yy = self._upper[:count, :count], self._yy[:count, :count]
-        gamma = float(upper[-1, -1]) / float(yy[-1, -1]) if self.scaled else 1.0
-        q = torch.linalg.solve_triangular(upper, sg[:, None], upper=True)[:, 0]
-        middle = upper.diagonal() * q + gamma * (yy @ q - yg)
-        p = torch.linalg.solve_triangular(upper.T, middle[:, None], upper=False)[:, 0]
-        weights = g.new_zeros(2 * m)
-        weights[k] = p
-        weights[m + k] = -gamma * q
-        return torch.addmv(g, self._rows.T, weights, beta=gamma)
+            self._known = (g, self._products(g, g)[1])
+        sg, yg = self._known[1]
+        last = (self._learnt - 1) % self.memory
+        gamma = float(self._sy[last]) / float(self._yy[last, last]) if self.scaled else 1.0
+        q = self._inverse @ sg
+        p = self._inverse.T @ (self._sy * q + gamma * (self._yy @ q - yg))
+        return self._rows.combination(torch.cat([p, -gamma * q]), gamma, g)
+
+    def _products(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return S'x, Y'x, S'y, Y'y, shape (2, 2, memory). Collective if sharded."""
+        return self._rows.products(x, y).view(2, 2, self.memory)
 
     def update(self, s: Tensor, y: Tensor, g: Tensor, g_new: Tensor, step: float | None) -> None:
-        m = self.memory
-        if len(self._order) == m:
-            for products in (self._upper, self._yy):
-                products[:-1, :-1] = products[1:, 1:].clone()
-            place = self._order.pop(0)
-            self._places = self._places.roll(-1)
-        else:
-            place = len(self._order)
-            self._places = torch.cat([self._places, self._places.new_full((1,), place)])
-        self._order.append(place)
-        self._rows[place] = s
-        self._rows[m + place] = y
-        with_y, with_g = self.space.mdot(torch.stack([y, g_new]), self._rows.T)
-        k, count = self._places, len(self._order)
-        self._upper[:count, count - 1] = with_y[k]
-        self._yy[:count, count - 1] = self._yy[count - 1, :count] = with_y[m + k]
+        place = self._learnt % self.memory
+        self._rows.values[place] = s
+        self._rows.values[self.memory + place] = y
+        (sy, yy), with_g = self._products(y, g_new)
+        self._sy[place] = sy[place]
+        self._yy[place] = self._yy[:, place] = yy
+        self._inverse[place] = self._inverse[:, place] = 0.0
+        self._inverse[:, place] = (self._inverse @ sy) / -sy[place]
+        self._inverse[place, place] = 1.0 / sy[place]
         self._known = (g_new, with_g)
         self._learnt += 1
 
     def reset(self) -> None:
-        self._order.clear()
-        self._places = self._places[:0]
+        self._inverse.zero_()
         self._learnt, self._known = 0, None
 
     def retarget(self) -> None:
         self._known = None
 
     def state(self) -> Tree:
-        rows = self.space.gather(self._rows.T.contiguous()).T.contiguous()
+        rows = self.space.gather(self._rows.values.T.contiguous()).T.contiguous()
         tree: Tree = {
             "rows": rows.cpu().numpy(),
-            "upper": self._upper.cpu().numpy(),
+            "inverse": self._inverse.cpu().numpy(),
             "yy": self._yy.cpu().numpy(),
-            "order": list(map(str, self._order)),
+            "sy": self._sy.cpu().numpy(),
             "learnt": self._learnt,
         }
         if self._known is not None:
@@ -100,10 +105,9 @@ class CompactLBFGS(Inverse):
         return tree
 
     def load(self, state: Tree) -> None:
-        self._rows = torch.from_numpy(state["rows"])[:, self.space.rows].to(self.space.device, copy=True)
-        self._upper, self._yy = (torch.from_numpy(state[k]).to(self.space.device, copy=True) for k in ("upper", "yy"))
-        self._order = [int(i) for i in state["order"]]
-        self._places = torch.tensor(self._order, dtype=torch.int64, device=self.space.device)
+        self._rows.values.copy_(torch.from_numpy(state["rows"])[:, self.space.rows])
+        for own, name in ((self._inverse, "inverse"), (self._yy, "yy"), (self._sy, "sy")):
+            own.copy_(torch.from_numpy(state[name]))
         self._learnt = int(state["learnt"])
         self._known = None
         if "g" in state:

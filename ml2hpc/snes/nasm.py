@@ -9,10 +9,10 @@ only on each subdomain's own unknowns. Damping is applied once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,16 +20,11 @@ from ml2hpc import dm
 from ml2hpc.errors import OptionsError
 from ml2hpc.log import Work
 from ml2hpc.options import option
-from ml2hpc.problem.interface import Problem, Span
+from ml2hpc.problem.interface import Problem
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
+from ml2hpc.snes.subspace import Subspace
 
-
-@dataclass
-class _Solved:
-    """What a local solve brings back."""
-
-    correction: Tensor  # (block.n,)
-    work: Work
+_WEIGHTINGS: dict[str, dm.Weighting] = {"additive": "unity", "restrict": "own", "basic": "all", "multiplicative": "all"}
 
 
 class Nasm(Method):
@@ -64,11 +59,10 @@ class Nasm(Method):
         steps = 3 if self._dm.decomposition == "samples" else 50
         local = {"snes_type": "qn", "snes_max_it": steps, "snes_stol": 0.0, "snes_max_funcs": 10**9}
         self._pattern = solver.spawn("sub_", local)
-        self._subs = [solver.spawn(f"sub_{k}_", local, listed=False) for k in range(self._dm.subdomains)]
-        self._subspace = None
-        if self.options.combine == "subspace":
-            small = {"snes_type": "qn", "snes_qn_type": "bfgs", "snes_max_it": 5, "snes_qn_recycle": False}
-            self._subspace = solver.spawn("subspace_", small)
+        self._subs = [solver.spawn(f"sub_{k}_", local, listed=False) for k in range(self._dm.count)]
+        self._tracks = False
+        self._corrections: dict[int, Tensor] = {}  # of this rank's subdomains in the last step, where tracked
+        self._subspace = Subspace(solver) if self.options.combine == "subspace" else None
         if self._dm.decomposition == "samples" and self.options.type == "multiplicative":
             raise OptionsError(
                 f"-{solver.prefix}snes_nasm_type multiplicative: sample subdomains are additive; "
@@ -77,7 +71,7 @@ class Nasm(Method):
 
     def set_up(self, solver: SNES) -> None:
         comm = solver.problem.comm
-        count = self._dm.subdomains
+        count = self._dm.count
         self._decomposition = dm.decompose(solver.problem, self._dm, solver.prefix)
         if self.options.type == "multiplicative":
             self._group, self._mine, self._owners = comm, range(count), [0] * count
@@ -95,6 +89,10 @@ class Nasm(Method):
         for child, problem in self._divide(solver):
             child.set_up(problem, solver.unit)
 
+    def confine(self, radius: float) -> None:
+        for child in self._subs:
+            child.method.confine(radius)
+
     def rebind(self, solver: SNES) -> None:
         self._decomposition = dm.decompose(solver.problem, self._dm, solver.prefix)
         for child, problem in self._divide(solver):
@@ -106,71 +104,46 @@ class Nasm(Method):
         subdomains = self._decomposition.subdomains
         here = problem if self._group is problem.comm else problem.on(self._group)
         self._locals = {k: subdomains[k].on(here) for k in self._mine}
+        rounds = [[k] for k in self._mine] if self.options.type == "multiplicative" else [list(self._mine)]
+        self._exchanges = [
+            self._decomposition.exchange(problem, self._owners, {k: self._locals[k] for k in ks}) for ks in rounds
+        ]
         children = []
         for k, local in self._locals.items():
             self._subs[k].label = self._pattern.prefix
             children.append((self._subs[k], local.problem))
         children.append((self._pattern, next(iter(self._locals.values())).problem))
         if self._subspace is not None:
-            zeros = problem.space.zeros()
-            children.append((self._subspace, Span(problem, zeros, [zeros] * len(subdomains))))
+            children.append((self._subspace.solver, self._subspace.pattern(problem, len(subdomains))))
         return children
 
     def step(self, solver: SNES, point: Point) -> Step:
         if self.options.type == "multiplicative":
             return self._sweep(solver, point)
-        whole = solver.problem.space.gather(point.x)
-        gradient = solver.problem.space.gather(point.g)
+        (exchange,) = self._exchanges
+        starts = exchange.fetch(exchange.open(point.x), exchange.open(point.g))
         with solver.log.event("SNESNASMSubSolve", solver.label):
-            solved = {k: self._solve(solver, k, whole, point.f, gradient) for k in self._mine}
+            solved = [self._solve(solver, k, start, point.f) for k, start in zip(self._mine, starts, strict=True)]
         with solver.log.event("SNESNASMRestrict", solver.label):
-            found = self._exchange(solver, solved)
-        solver.work.parallel([s.work for s in found])
-        self._pattern.work.parallel([s.work for s in found])
-        return self._combine(solver, point, [self._extend(solver, k, s.correction) for k, s in enumerate(found)])
+            apart = self.options.combine in ("layerwise", "subspace")
+            corrections, works = exchange.collect(solved, _WEIGHTINGS[self.options.type], apart=apart)
+        solver.work.parallel(works)
+        self._pattern.work.parallel(works)
+        if self._tracks:
+            self._corrections = {k: s.correction for k, s in zip(self._mine, solved, strict=True)}
+        return self._combine(solver, point, corrections)
 
-    def _solve(self, solver: SNES, k: int, x: Tensor, f: float, g: Tensor | None) -> _Solved:
-        """Solve on subdomain k from x, shape (n,). Collective on its ranks."""
+    def _solve(self, solver: SNES, k: int, begin: dm.Start, f: float) -> dm.Solved:
+        """Solve on subdomain k from what the exchange brought. Collective on its ranks."""
         local, sub = self._locals[k], self._subs[k]
-        start, f_start, g_start = local.begin(x, f, g)
+        start, f_start, g_start = local.begin(begin[0], f, begin[1])
         sub.problem = local.problem
         sub.work.clear()
         sub.work.sequential([local.begin_work(solver.problem, solver.unit)])
         end = sub.solve(start, None if g_start is None else (f_start, g_start))
         if k == self._mine[0]:
             self._pattern.resets = sub.resets  # views show the first block
-        return _Solved(end.x - start, Work(sub.work.counts))
-
-    def _exchange(self, solver: SNES, solved: dict[int, _Solved]) -> list[_Solved]:
-        """Bring all corrections and counts to all ranks in one Allgather. Collective."""
-        comm = solver.problem.comm
-        if comm.size == 1:
-            return list(solved.values())
-        sizes = [s.block.n + 9 for s in self._decomposition.subdomains]
-        parts = [
-            np.concatenate([solved[k].correction.cpu().numpy().astype(np.float64), solved[k].work.counts.ravel()])
-            for k in self._mine
-            if self._owners[k] == comm.rank
-        ]
-        by_rank = [sum(n for n, owner in zip(sizes, self._owners, strict=True) if owner == r) for r in range(comm.size)]
-        packed = comm.allgather_parts(np.concatenate(parts) if parts else np.empty(0), by_rank)
-        found, start = [], 0
-        for n in sizes:
-            part = packed[start : start + n]
-            space = solver.problem.space
-            correction = torch.from_numpy(part[:-9].copy()).to(space.device, space.dtype)
-            found.append(_Solved(correction, Work(part[-9:])))
-            start += n
-        return found
-
-    def _extend(self, solver: SNES, k: int, correction: Tensor) -> Tensor:
-        """Return this rank's part of E_s W_s c_s."""
-        subdomain = self._decomposition.subdomains[k]
-        kind = self.options.type
-        weights = subdomain.weights if kind == "additive" else subdomain.own if kind == "restrict" else 1.0
-        whole = correction.new_zeros(solver.problem.space.n)
-        whole[subdomain.block.indices] = correction * weights
-        return solver.problem.space.local(whole)
+        return dm.Solved(end.x - start, Work(sub.work.counts))
 
     def _combine(self, solver: SNES, point: Point, corrections: list[Tensor]) -> Step:
         damping, how = self.options.damping, self.options.combine
@@ -183,7 +156,7 @@ class Nasm(Method):
             return step
         total = torch.stack(corrections).sum(0)
         if how == "average":
-            x = point.x + (damping / len(corrections)) * total
+            x = point.x + (damping / self._dm.subdomains) * total
             new = solver.point(x, *solver.gradient(x))
             return self._checked(point, new, "after the averaged correction")
         return self._search(solver, point, -damping * total)
@@ -202,29 +175,23 @@ class Nasm(Method):
 
     def _minimise_over_span(self, solver: SNES, point: Point, corrections: list[Tensor]) -> Step:
         assert self._subspace is not None
-        span = Span(solver.problem, point.x, [self.options.damping * c for c in corrections])
-        self._subspace.problem = span
-        self._subspace.work.clear()
-        end = self._subspace.solve(point.x.new_zeros(len(corrections)), (point.f, span.project(point.g)))
-        solver.work.sequential([self._subspace.work])
-        if not end.f < point.f:
-            return Step(point, "no combination of the corrections lowers the objective")
-        x = span.at(end.x)
-        return Step(solver.point(x, *solver.gradient(x)))
+        new = self._subspace.minimise(solver, point, [self.options.damping * c for c in corrections])
+        return Step(point, "no combination of the corrections lowers the objective") if new is None else Step(new)
 
     def _sweep(self, solver: SNES, point: Point) -> Step:
         """One multiplicative sweep; damping scales each correction."""
-        x = solver.problem.space.gather(point.x).clone()
-        g = solver.problem.space.gather(point.g)
-        first = True  # only here is the gradient known
-        for k in self._mine:
+        opened = self._exchanges[0]
+        x = opened.open(point.x)
+        g: Tensor | None = opened.open(point.g)
+        for k, exchange in zip(self._mine, self._exchanges, strict=True):
+            (start,) = exchange.fetch(x, g)
+            g = None  # known before the first correction only
             with solver.log.event("SNESNASMSubSolve", solver.label):
-                solved = self._solve(solver, k, x, point.f, g if first else None)
-            x[self._decomposition.subdomains[k].block.indices] += self.options.damping * solved.correction
+                solved = self._solve(solver, k, start, point.f)
+            x = exchange.add(x, [self.options.damping * solved.correction])
             solver.work.sequential([solved.work])
             self._pattern.work.sequential([solved.work])
-            first = False
-        x = solver.problem.space.local(x).clone()
+        x = opened.close(x)
         new = solver.point(x, *solver.gradient(x))
         return self._checked(point, new, "after the sweep")
 
@@ -235,16 +202,78 @@ class Nasm(Method):
             return Step.broken(old, when)
         return Step(new) if new.f <= old.f else Step(old, f"{when}: the objective rises")
 
+    def track(self, solver: SNES) -> None:
+        self._tracks = self._step_length(solver) is not None
+
+    def _step_length(self, solver: SNES) -> float | None:
+        """Return the fixed factor of the sum of corrections where M has a known derivative, else None."""
+        o, search = self.options, solver.linesearch
+        known = solver.options.max_it == 1 and o.type != "multiplicative" and self._dm.decomposition != "samples"
+        if not known or not all(sub.method.inverts for sub in self._subs):
+            return None
+        factor: float = o.damping
+        if o.combine == "average":
+            return factor / len(self._subs)
+        assert search is not None
+        fixed = o.combine == "linesearch" and search.options.type == "none"
+        return factor * search.options.damping if fixed else None
+
+    def derivative(self, solver: SNES, point: Point) -> Callable[[Tensor], Tensor] | None:
+        """Return v -> factor sum_s E_s W_s H_ss^-1 R_s H v, each Hessian H at the end of the local solve.
+
+        Exact where the local gradients vanish there, whatever the distance from x.
+
+        References
+        ----------
+        Dolean, Gander, Kheriji, Kwok, Masson: Nonlinear preconditioning: how to use a nonlinear Schwarz method to
+        precondition Newton's method, SIAM J. Sci. Comput. 38 (2016).
+        """
+        factor = self._step_length(solver)
+        if factor is None:
+            return None
+        (exchange,) = self._exchanges
+        starts = exchange.fetch(exchange.open(point.x), None)
+        locals_ = [self._linearize(solver, k, start, point.f) for k, start in zip(self._mine, starts, strict=True)]
+
+        def action(v: Tensor) -> Tensor:
+            directions = exchange.fetch(exchange.open(v), None)
+            solved = [local(direction) for local, (direction, _) in zip(locals_, directions, strict=True)]
+            corrections, works = exchange.collect(solved, _WEIGHTINGS[self.options.type], apart=False)
+            solver.work.parallel(works)
+            self._pattern.work.parallel(works)
+            return factor * torch.stack(corrections).sum(0)
+
+        return action
+
+    def _linearize(self, solver: SNES, k: int, start: dm.Start, f: float) -> Callable[[Tensor], dm.Solved]:
+        """Return v -> H_ss^-1 R_s H v at the end of the last local solve, which began at `start`.
+
+        Collective on the subdomain's ranks.
+        """
+        local, sub = self._locals[k], self._subs[k]
+        end = local.begin(start[0], f, None)[0] + self._corrections[k]
+        sub.problem = local.problem
+        inverse = sub.method.linear_solver(sub, end)
+
+        def action(v: Tensor) -> dm.Solved:
+            sub.work.clear()
+            sub.work.add("hessians", local.rows_cost.hessian / solver.unit.hessian)
+            return dm.Solved(inverse(local.hessian_rows(end, v)), Work(sub.work.counts))
+
+        return action
+
     def state(self, solver: SNES) -> Tree:
         comm = solver.problem.comm
         mine = {f"sub_{k}": self._subs[k].state() for k in self._mine}
+        for k, correction in self._corrections.items():
+            mine[f"sub_{k}"]["correction"] = self._locals[k].problem.space.gather(correction).cpu().numpy()
         spoken = {
             name: tree for (name, tree), k in zip(mine.items(), self._mine, strict=True) if self._owners[k] == comm.rank
         }
         gathered = comm.gather(spoken)
         tree: Tree = {"pattern_work": self._pattern.work.counts.copy()}
         if self._subspace is not None:
-            tree["subspace"] = self._subspace.state()
+            tree["subspace"] = self._subspace.solver.state()
         for part in gathered or []:
             tree |= part
         return tree
@@ -252,24 +281,25 @@ class Nasm(Method):
     def load(self, solver: SNES, state: Tree) -> None:
         self._pattern.work = Work(state["pattern_work"])
         if self._subspace is not None:
-            self._subspace.load(state["subspace"])
+            self._subspace.solver.load(state["subspace"])
         for k in self._mine:
-            self._subs[k].load(state[f"sub_{k}"])
+            part = state[f"sub_{k}"]
+            self._subs[k].load(part)
+            if "correction" in part:
+                self._corrections[k] = self._locals[k].problem.space.restored(part["correction"])
 
     def inner(self) -> list[tuple[str, SNES]]:
         first = "all ranks" if self.options.type == "multiplicative" else "rank 0"
         found = [(f"Local solver information for first block on {first}:", self._pattern)]
         if self._subspace is not None:
-            found.append(("Solver for the coefficients of the corrections:", self._subspace))
+            found.append(("Solver for the coefficients of the corrections:", self._subspace.solver))
         return found
 
     def brief(self) -> str:
-        d = self._dm
-        overlap = f", overlap {d.overlap}" if d.overlap else ""
-        return f"nasm({self.options.type}, {d.subdomains} {d.decomposition}{overlap})"
+        return f"nasm({self.options.type}, {self._dm.brief()})"
 
     def view(self) -> list[str]:
         o = self.options
         combined = "" if o.type == "multiplicative" else f", corrections combined by {o.combine}"
         lines = [f"type is {o.type.upper()}, damping={o.damping:g}{combined}"]
-        return [*lines, f"total subdomain blocks = {self._dm.subdomains}", *self._decomposition.view()]
+        return [*lines, f"total subdomain blocks = {self._dm.count}", *self._decomposition.view()]

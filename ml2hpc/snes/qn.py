@@ -65,7 +65,7 @@ class QuasiNewton(DirectionMethod):
         self._check(solver)
         self._parts = problem.layers if o.blocks == "layers" else (slice(0, problem.space.n),)
         self.inverse = (
-            CompactLBFGS(problem.space, o.m, scaled=o.scale_type == "scalar")
+            CompactLBFGS(problem.space, o.m, scaled=o.scale_type == "scalar", library=kernels.load())
             if o.type == "lbfgs"
             else DenseInverse(problem.space, problem.comm, o.type, self._parts, o.curvature, kernels.load())
         )
@@ -111,7 +111,7 @@ class QuasiNewton(DirectionMethod):
         y = self.inverse.apply(point.r)
         if self.inverse.pairs == 0:
             # Without curvature the gradient's length means nothing: at most a unit step in the 1-norm.
-            y *= min(1.0, 1.0 / max(self._one_norm(solver, point.r), 1e-300))
+            y *= min(1.0, 1.0 / max(solver.problem.space.one_norm(point.r), 1e-300))
         mu = self.options.momentum
         if mu < 1.0:
             self._velocity = mu * y if self._velocity is None else (1 - mu) * self._velocity + mu * y
@@ -141,10 +141,6 @@ class QuasiNewton(DirectionMethod):
             space = solver.problem.space
             return bool(abs(space.dot(old, point.r)) >= o.powell_gamma * space.dot(old, old))
         return False
-
-    @staticmethod
-    def _one_norm(solver: SNES, g: Tensor) -> float:
-        return float(solver.problem.space.gather(g).abs().sum())
 
     def state(self, solver: SNES) -> Tree:
         gather = solver.problem.space.gather

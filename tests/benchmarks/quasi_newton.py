@@ -79,7 +79,7 @@ def alone(comm: Communicator) -> None:
             inverse = dense(comm, n, library)
             one, sweep = medians([iterations(inverse, clock), sweeps(inverse, clock)], turns)
             print(f"n = {n}, {name}: iteration {one:.2f} ms = {one / sweep:.2f} plain sweeps of {sweep:.2f} ms")
-    limited = CompactLBFGS(Replicated(BURGERS, torch.float64), MEMORY, scaled=True)
+    limited = CompactLBFGS(Replicated(BURGERS, torch.float64), MEMORY, scaled=True, library=kernels.load())
     times = iterations(limited, clock)
     for _ in range(MEMORY):
         next(times)

@@ -243,3 +243,66 @@ def test_an_index_tensor_is_a_block_too() -> None:
     assert gradient is not None
     assert torch.equal(gradient, g[indices])
     assert_taylor(local.problem, start)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (Options("coarse", 4), (0, 2, 4, 6)),
+        (Options("coarse", 4, overlap=1), (0, 2, 4, 6)),  # the first layer that is its own
+        (Options("coarse", 8), tuple(range(8))),
+        (Options("coarse", 2, coarse=(5, 2, 5)), (2, 5)),
+        (Options("coarse", 2, coarse=(8,)), (8,)),
+    ],
+)
+def test_the_coarse_space_is_the_first_layer_of_each_subdomain_or_what_is_named(options, expected) -> None:
+    problem, _ = pinn(depth=8)
+    found = decompose(problem, options, "npc_")
+    (subdomain,) = found.subdomains
+    assert torch.equal(
+        torch.as_tensor(subdomain.block.indices),
+        torch.cat([torch.arange(problem.space.n)[problem.layers[k]] for k in expected]),
+    )
+    assert subdomain.name == f"layers {','.join(map(str, expected))}"
+    assert options.count == 1
+    assert torch.equal(subdomain.weights, torch.ones(subdomain.block.n, dtype=torch.float64))
+    assert found.view()[0] == "coarse space of whole layers"
+
+
+def test_the_coarse_space_cut_by_cost_begins_where_the_subdomains_do() -> None:
+    problem, _ = pinn(depth=8)
+    fine = decompose(problem, Options("layers", 4, 0, "cost"), "npc_")
+    coarse = decompose(problem, Options("coarse", 4, 0, "cost"), "npc_")
+    firsts = [s.block.bounds()[0] for s in fine.subdomains]
+    assert set(firsts) <= set(torch.as_tensor(coarse.subdomains[0].block.indices).tolist())
+
+
+def test_a_coarse_problem_is_the_loss_with_the_other_layers_frozen() -> None:
+    """Values and gradients are those of the whole; layers below the lowest are frozen and not paid for."""
+    problem, x = pinn(depth=6)
+    found = decompose(problem, Options("coarse", coarse=(3, 5)), "")
+    local = found.subdomains[0].on(problem)
+    start, f, g = local.begin(x, *problem.value_and_gradient(x))
+    value, gradient = local.problem.value_and_gradient(start)
+    assert value == pytest.approx(f, rel=1e-14)
+    assert g is not None
+    assert relative(gradient, g) < 1e-13
+    assert_taylor(local.problem, start)
+    whole, lowest = problem.cost, problem.block_cost(Block(slice(problem.layers[3].start, problem.space.n), ""))
+    assert local.problem.cost.gradient <= lowest.gradient < 0.6 * whole.gradient
+    assert found.shares == (local.problem.cost.gradient / whole.gradient,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options("coarse", 10), "-npc_dm_subdomains 10: there are only 9 layers to divide; choose at most 9"),
+        (Options("coarse", coarse=(2, 9)), "-npc_dm_coarse 9: the layers are 0 to 8"),
+        (Options("layers", coarse=(2,)), "-npc_dm_coarse: needs -npc_dm_decomposition coarse"),
+    ],
+)
+def test_a_coarse_space_that_cannot_be_is_refused(options: Options, message: str) -> None:
+    problem, _ = pinn(depth=8)
+    with pytest.raises(OptionsError) as caught:
+        decompose(problem, options, "npc_")
+    assert str(caught.value) == message

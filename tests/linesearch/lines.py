@@ -13,6 +13,7 @@ from ml2hpc.vec import Replicated
 
 Function = Callable[[float], tuple[float, float]]  # l -> phi(l), phi'(l)
 SPACE = Replicated(1, torch.float64)
+SHORT = 1e-3  # of the central difference that gives curvatures
 
 
 def vector(value: float) -> Tensor:
@@ -27,14 +28,19 @@ class Counted(Line):
     ----------
     objectives, gradients
         The points where L, and L with its gradient, were computed.
+    actions
+        How often the Hessian was applied.
     """
 
     def __init__(self, phi: Function) -> None:
         self.phi = phi
         self.objectives: list[float] = []
         self.gradients: list[float] = []
+        self.actions = 0
         f, slope = phi(0.0)
-        super().__init__(self._objective, self._gradient, SPACE, vector(0.0), vector(-1.0), f, vector(slope))
+        super().__init__(
+            self._objective, self._gradient, SPACE, vector(0.0), vector(-1.0), f, vector(slope), self._action
+        )
 
     def _objective(self, x: Tensor) -> float:
         self.objectives.append(float(x))
@@ -44,6 +50,11 @@ class Counted(Line):
         self.gradients.append(float(x))
         f, slope = self.phi(float(x))
         return f, vector(slope)
+
+    def _action(self, x: Tensor, v: Tensor) -> Tensor:
+        self.actions += 1
+        rise = self.phi(float(x) + SHORT)[1] - self.phi(float(x) - SHORT)[1]
+        return v * (rise / (2 * SHORT))
 
     @property
     def evaluations(self) -> int:

@@ -41,9 +41,10 @@ def wild(dice: random.Random) -> Function:
 
 
 def bound(kind: str, max_it: int | None = None) -> int:
-    """Evaluations at most: trials, and for secant and cp 40 halvings."""
+    """Evaluations at most: trials, and 40 halvings where L need not have fallen."""
     trials = make(kind).max_it if max_it is None else max_it
-    return {"none": 1, "bt": trials, "wolfe": trials, "cp": trials + 40, "secant": 2 * trials + 40}[kind]
+    tried = {"none": 1, "bt": trials, "wolfe": trials, "secant": 2 * trials, "ncglinear": 0}.get(kind, trials)
+    return tried + 40 * (kind in ("cp", "secant", "bisection", "ncglinear"))
 
 
 def test_names() -> None:
@@ -64,6 +65,24 @@ def test_l_falls(kind: str, phi: Function) -> None:
     assert 0.0 < result.step <= make(kind).maxlambda
     assert line.seen_finite
     assert line.evaluations <= bound(kind)
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+@pytest.mark.parametrize("noise", [-1e-12, 1e-12])
+def test_slopes_decide_where_round_off_hides_the_decrease(kind: str, noise: float) -> None:
+    """L = 1000 + (l - 0.8)^2 1e-14 / 2 up to noise: L says nothing, its slope shrinks."""
+
+    def phi(step: float) -> tuple[float, float]:
+        return 1e3 + noise * (step > 0), 1e-14 * (step - 0.8)
+
+    result, line = search(phi, kind)
+    assert not result.failure
+    assert abs(phi(result.step)[1]) < abs(line.slope)
+
+    def rising(step: float) -> tuple[float, float]:
+        return 1e3 + 1e-6 * (step > 0), 1e-14 * (step - 0.8)
+
+    assert search(rising, kind)[0].failure
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
@@ -143,7 +162,7 @@ def test_the_new_point_is_x_minus_lambda_y(kind: str) -> None:
     def both(z: torch.Tensor) -> tuple[float, torch.Tensor]:
         return space.dot(z - centre, z - centre), 2 * (z - centre)
 
-    line = Line(lambda z: both(z)[0], both, space, x, x - centre, *both(x))
+    line = Line(lambda z: both(z)[0], both, space, x, x - centre, *both(x), lambda z, v: 2 * v)
     assert line.slope == -2 * line.f
     result = make(kind).search(line)
     assert result.step == 1.0
@@ -170,9 +189,15 @@ def test_all_ranks_take_the_same_steps(comm, kind: str) -> None:
     n = 7
     space = Sharded(c, n, torch.float64)
 
+    def rosenbrock(x: torch.Tensor) -> torch.Tensor:
+        return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+    def action(local: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return space.local(torch.autograd.functional.hvp(rosenbrock, space.gather(local), space.gather(v))[1])
+
     def both(local: torch.Tensor) -> tuple[float, torch.Tensor]:
         x = space.gather(local).requires_grad_()
-        value = (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+        value = rosenbrock(x)
         (gradient,) = torch.autograd.grad(value, x)
         return float(value.detach()), space.local(gradient)
 
@@ -181,7 +206,7 @@ def test_all_ranks_take_the_same_steps(comm, kind: str) -> None:
     f, g = both(x)
     steps = []
     for _ in range(10):
-        line = Line(lambda z: both(z)[0], both, space, x, g, f, g)
+        line = Line(lambda z: both(z)[0], both, space, x, g, f, g, action)
         result = make(kind, damping=1e-3).search(line)
         steps.append((result.step, f))
         x = line.at(result.step)
@@ -200,14 +225,18 @@ CHANGES: list[tuple[str, str, Any, Function, dict[str, Any]]] = [
     ("bt", "max_it", 1, parabola(0.1), {}),
     ("secant", "max_it", 6, quintic, {"maxlambda": 10.0}),
     ("cp", "max_it", 6, quintic, {"maxlambda": 10.0}),
+    ("bisection", "max_it", 3, parabola(0.01), {}),
     ("wolfe", "max_it", 1, parabola(0.01), {}),
     ("bt", "alpha", 0.4, parabola(0.55), {}),
     ("wolfe", "alpha", 0.4, parabola(0.55), {}),
     ("wolfe", "curvature", 0.1, parabola(0.7), {}),
     ("bt", "order", "1", parabola(0.3), {}),
     ("bt", "order", "2", lambda l: (math.exp(9 * l) - 10 * l, 9 * math.exp(9 * l) - 10), {}),  # noqa: E741
+    *[("cp", "order", order, quintic, {"max_it": 3, "maxlambda": 10.0}) for order in ("2", "3")],
     *[(kind, "rtol", 0.5, gentle, {"max_it": 6, "maxlambda": 10.0}) for kind in ("secant", "cp")],
     *[(kind, "ltol", 0.5, gentle, {"max_it": 6, "maxlambda": 10.0}) for kind in ("secant", "cp")],
+    ("bisection", "rtol", 0.5, parabola(0.3), {}),
+    ("bisection", "ltol", 0.2, parabola(0.3), {}),
     ("wolfe", "roundoff", 0.0, lambda l: (1e8 + 2e-8 * (l > 0), l - 0.7), {}),  # noqa: E741
 ]
 
@@ -232,7 +261,9 @@ def test_every_option_is_covered() -> None:
         ("none", []),
         ("bt", ["  interpolation: cubic", "  alpha=1.000000e-04"]),
         ("secant", []),
-        ("cp", []),
+        ("cp", ["  order of the differences: 1"]),
+        ("bisection", []),
+        ("ncglinear", []),
         (
             "wolfe",
             [
@@ -243,12 +274,14 @@ def test_every_option_is_covered() -> None:
     ],
 )
 def test_view(kind: str, lines: list[str]) -> None:
-    largest, trials = {"wolfe": ("1.000000e+06", 25), "bt": ("1.000000e+00", 40)}.get(kind, ("1.000000e+00", 1))
+    trials = {"wolfe": 25, "bt": 40, "bisection": 50}.get(kind, 1)
+    largest = "1.000000e+06" if kind in ("wolfe", "ncglinear") else "1.000000e+00"
+    shortest = "1.000000e-06" if kind == "bisection" else "1.000000e-08"
     assert make(kind).view() == [
         f"type: {kind}",
         *lines,
         f"damping=1.000000e+00, maxlambda={largest}, minlambda=1.000000e-12",
-        "tolerances: relative=1.000000e-08, lambda=1.000000e-08",
+        f"tolerances: relative=1.000000e-08, lambda={shortest}",
         f"maximum iterations={trials}",
     ]
 

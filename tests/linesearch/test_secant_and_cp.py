@@ -72,3 +72,26 @@ def test_a_critical_point_uphill_is_halved_away(kind: str) -> None:
     assert result.failure == ""
     assert line.phi(result.step)[0] < line.f
     assert result.step <= 0.8
+
+
+@pytest.mark.parametrize(("order", "power"), [("1", 1), ("2", 2), ("3", 3)])
+def test_differences_of_slopes_are_exact_up_to_their_order(order: str, power: int) -> None:
+    """With phi' = (l + 1)^p - 1.5^p, a Newton step from 1 that is exact up to the power of the order."""
+
+    def phi(step: float) -> tuple[float, float]:
+        return (step + 1) ** (power + 1) / (power + 1) - 1.5**power * step, (step + 1) ** power - 1.5**power
+
+    newton = 1 - phi(1.0)[1] / (power * 2 ** (power - 1))
+    assert search(phi, "cp", order=order)[0].step == pytest.approx(newton, rel=1e-12)
+    if power > 1:
+        assert search(phi, "cp", order=str(power - 1))[0].step != pytest.approx(newton, rel=1e-3)
+
+
+@pytest.mark.parametrize(("offset", "minimiser"), [(0.5, 0.7), (10.0, 1.3), (1e4, 0.7)])
+def test_secant_stops_where_differences_are_round_off(offset: float, minimiser: float) -> None:
+    """However many steps are allowed: close to the minimum the curvature of exp(l) - e^c l has any sign and size."""
+    slope = math.exp(minimiser)
+    phi = lambda step: (math.exp(step) - slope * step + offset, math.exp(step) - slope)  # noqa: E731
+    for max_it in range(4, 25):
+        result, _ = search(phi, "secant", max_it=max_it, maxlambda=10.0, rtol=0.0, ltol=0.0)
+        assert result.step == pytest.approx(minimiser, abs=1e-4)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ml2hpc.errors import OptionsError, UnsupportedError
+from ml2hpc.ksp import Forcing
 from ml2hpc.problem.interface import ShardedProblem
 from ml2hpc.snes import SNES, Reason
-from ml2hpc.snes.gn import Forcing, GaussNewton
+from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import Point
 from tests.problem.small import everyone, pinn, relative
 from tests.snes.problems import Analytic, least_squares, rosenbrock, tree, world
@@ -159,7 +160,7 @@ def test_the_damping_is_carried_to_the_next_solve(comm):
 
 
 def test_forcing_terms_follow_the_gradient():
-    forcing, found = Forcing(0.5), []
+    forcing, found = Forcing.quadratic(0.5), []
     for norm in (1.0, 0.1, 0.05, 0.05):
         forcing.follow(norm)
         found.append(forcing.value)

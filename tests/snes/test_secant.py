@@ -15,6 +15,7 @@ from ml2hpc.log import Log
 from ml2hpc.snes.dense import DenseInverse
 from ml2hpc.snes.limited import CompactLBFGS
 from ml2hpc.snes.qn import QuasiNewton
+from ml2hpc.snes.secant import Inverse
 from ml2hpc.vec import Replicated, Sharded
 from tests.snes.problems import matrix, quadratic, rosenbrock, tree, world
 
@@ -42,7 +43,7 @@ def dense(
     return DenseInverse(Replicated(n, dtype), comm, kind, blocks or [slice(0, n)], curvature, library)
 
 
-def entries(inverse: DenseInverse) -> torch.Tensor:
+def entries(inverse: Inverse) -> torch.Tensor:
     """H by its columns."""
     n = inverse.space.n
     return torch.stack([inverse.apply(e) for e in torch.eye(n, dtype=inverse.space.dtype)])
@@ -63,7 +64,7 @@ def two_loop(stored, gamma, g):
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 11])
 def test_compact_form_equals_the_recursion(scaled, count):
-    inverse = CompactLBFGS(space(), 4, scaled=scaled)
+    inverse = CompactLBFGS(space(), 4, scaled=scaled, library=kernels.load())
     stored = []
     for s, y, g, g_new in pairs(count):
         inverse.update(s, y, g, g_new, None)
@@ -74,6 +75,11 @@ def test_compact_form_equals_the_recursion(scaled, count):
     assert inverse.pairs == count
     inverse.reset()
     assert torch.equal(inverse.apply(g), g)
+    fresh = CompactLBFGS(space(), 4, scaled=scaled, library=kernels.load())
+    for s, y, g, g_new in pairs(2):  # what else it once held does not matter
+        for each in (inverse, fresh):
+            each.update(s, y, g, g_new, None)
+    assert torch.equal(entries(inverse), entries(fresh))
 
 
 def gold(h, s, y, b, kind):
@@ -300,7 +306,7 @@ def test_the_matrix_stays_definite_in_floating_point(kind, dtype, library):
 
 @pytest.mark.parametrize("kind", ["lbfgs", "ssbroyden"])
 def test_a_changed_objective_keeps_the_matrix_and_forgets_products(kind):
-    inverse = CompactLBFGS(space(), 5, scaled=True) if kind == "lbfgs" else dense(kind)
+    inverse = CompactLBFGS(space(), 5, scaled=True, library=kernels.load()) if kind == "lbfgs" else dense(kind)
     for arguments in descent(inverse, matrix(N), 6):
         inverse.update(*arguments)
     g = arguments[3]
@@ -359,25 +365,86 @@ def test_a_state_of_other_blocks_is_refused():
         dense("bfgs", [slice(0, 4), slice(4, N)]).load(inverse.state())
 
 
+# ---- limited memory --------------------------------------------------------------------------------------------------
+
+
 def test_the_limited_memory_makes_two_passes_a_step(monkeypatch):
-    inverse = CompactLBFGS(space(), 5, scaled=True)
-    passes = []
-    mdot = inverse.space.mdot
-
-    def counted(left, right):
-        passes.append(1)
-        return mdot(left, right)
-
-    monkeypatch.setattr(inverse.space, "mdot", counted)
+    inverse = CompactLBFGS(space(), 5, scaled=True, library=kernels.load())
+    passes = {"products": 0, "combination": 0}
+    for name in passes:
+        monkeypatch.setattr(inverse._rows, name, counted(passes, name, getattr(inverse._rows, name)))
     for arguments in descent(inverse, matrix(N), 8):
         inverse.update(*arguments)
-    assert len(passes) == 8  # and one for each direction, which is no inner product
+    assert passes == {"products": 8, "combination": 8}
     stored = list(pairs(12))
     inverse.reset()
     for s, y, g, g_new in stored:
         inverse.update(s, y, g, g_new, None)
-        known = inverse.apply(g_new)
-        torch.testing.assert_close(known, inverse.apply(g_new.clone()), rtol=1e-12, atol=1e-12)
+        assert torch.equal(inverse.apply(g_new), inverse.apply(g_new.clone()))
+
+
+def counted(passes, name, function):
+    def call(*arguments):
+        passes[name] += 1
+        return function(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("library", [kernels.load(), None], ids=["compiled", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_with_room_for_all_pairs_the_limited_memory_is_bfgs(dtype, library):
+    inverse = CompactLBFGS(Replicated(N, dtype), 8, scaled=False, library=library)
+    h, bound = torch.eye(N, dtype=torch.float64), 1e4 * torch.finfo(dtype).eps
+    for s, y, g, g_new in pairs(8):
+        inverse.update(s.to(dtype), y.to(dtype), g.to(dtype), g_new.to(dtype), None)
+        h = gold(h, s, y, 1.0, "bfgs")
+        found = entries(inverse)
+        assert found.dtype == dtype
+        assert (found.double() - h).norm() <= bound * h.norm()
+
+
+@pytest.mark.parametrize("library", [kernels.load(), None], ids=["compiled", "torch"])
+def test_errors_in_the_triangle_cost_neither_symmetry_nor_definiteness(library):
+    inverse = CompactLBFGS(space(), 4, scaled=True, library=library)
+    for s, y, g, g_new in pairs(6):
+        inverse.update(s, y, g, g_new, None)
+    before = entries(inverse)
+    inverse._inverse *= torch.linspace(0.5, 2.0, 16, dtype=torch.float64).view(4, 4)
+    h = entries(inverse)
+    assert (h - before).norm() > 0.1 * before.norm()
+    torch.testing.assert_close(h, h.T, rtol=0, atol=1e-13 * float(h.norm()))
+    assert torch.linalg.eigvalsh(h).min() > 0
+
+
+def quadratic_end(inverse, a, x, steps):
+    """Where steps x - 0.6 H g on x'diag(a)x/2 end; x is this rank's part."""
+    scale = inverse.space.local(a)
+    for _ in range(steps):
+        new = x - (0.6 if inverse.pairs else 1e-3) * inverse.apply(scale * x)
+        inverse.update(new - x, scale * (new - x), scale * x, scale * new, None)
+        x = new
+    return x
+
+
+@pytest.mark.parallel(1, 2, 3)
+@pytest.mark.parametrize("library", [kernels.load(), None], ids=["compiled", "torch"])
+def test_shards_of_the_limited_memory_go_where_the_whole_goes_and_on_after_a_restart(comm, library):
+    n, c = 400, world(comm)
+    a, x = torch.logspace(0, 2, n, dtype=torch.float64), torch.linspace(1, 2, n, dtype=torch.float64)
+    whole, cut = Replicated(n, torch.float64), Sharded(c, n, torch.float64)
+    ends = {}
+    for vectors in (whole, cut):
+        first = CompactLBFGS(vectors, 7, scaled=True, library=library)
+        half = quadratic_end(first, a, vectors.local(x), 11)
+        state = first.state()
+        state = from_image(comm.bcast(to_image(state, "state") if c.rank == 0 else None), "state")
+        end = quadratic_end(first, a, half, 11)
+        second = CompactLBFGS(vectors, 7, scaled=True, library=library)
+        second.load(state)
+        assert torch.equal(quadratic_end(second, a, half, 11), end)
+        ends[vectors] = vectors.gather(end)
+    torch.testing.assert_close(ends[cut], ends[whole], rtol=1e-10, atol=1e-10)
 
 
 # ---- the type --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ TREES
     One or more trees of the type: {name: (options, iterations allowed on the quadratic, factor of the gradient norm)}.
 CHANGES
     For every option of the type, a tree and a value that change what it does: {option: (options, value)}.
+NEEDS
+    A library that the type needs and the package does not; without it the contract is skipped, and says so.
 """
 
 from __future__ import annotations
@@ -17,3 +19,9 @@ TREES: dict[str, tuple[str, int, float]] = {
     name: tree for module in _MODULES.values() for name, tree in module.TREES.items()
 }
 CHANGES: dict[str, dict[str, tuple[str, str]]] = {name: module.CHANGES for name, module in _MODULES.items()}
+NEEDS: dict[str, str] = {
+    name: module.NEEDS
+    for kind, module in _MODULES.items()
+    if hasattr(module, "NEEDS")
+    for name in (kind, *module.TREES)
+}
