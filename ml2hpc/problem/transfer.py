@@ -67,13 +67,12 @@ class Transfer(ABC):
         return self.prolong(x)
 
     def norms(self, coarse: VectorSpace, fine: VectorSpace) -> tuple[float, float]:
-        """Return bounds of |I| in the 2-norm and in the maximum norm, exact where no two rows of I overlap. Collective.
+        """Return bounds of |I| in the 2-norm, exact where I' I is diagonal, and in the maximum norm. Collective.
 
-        |I|_inf is the largest row sum, and |I|_2^2 <= |I|_1 |I|_inf.
+        |I|_inf is the largest row sum, and |I|_2^2 = |I' I|_2 <= |I' I|_inf.
         """
-        rows = float(fine.gather(self.prolong(torch.ones_like(coarse.zeros()))).max())
-        columns = float(coarse.gather(self.restrict(torch.ones_like(fine.zeros()))).max())
-        return math.sqrt(rows * columns), rows
+        ones = self.prolong(torch.ones_like(coarse.zeros()))
+        return math.sqrt(float(coarse.gather(self.restrict(ones)).max())), float(fine.gather(ones).max())
 
 
 class Identity(Transfer):

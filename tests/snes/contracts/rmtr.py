@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 RMTR = "-snes_type rmtr -dm_hierarchy width"
+SAMPLED = "-snes_type rmtr -dm_hierarchy samples"
 BOX = "-rmtr_coarse_snes_tr_norm_type infinity -rmtr_levels_snes_tr_norm_type infinity"
 
 TREES = {
@@ -14,10 +15,10 @@ TREES = {
 }
 CHANGES: dict[str, tuple[str, str]] = {
     "cycles": (f"{RMTR} -snes_rmtr_smoothcoarse 1", "2"),
-    "eta": (RMTR, "0.99"),
+    "eta": (SAMPLED, "0.99"),
     "smoothdown": (RMTR, "2"),
     "smoothup": (RMTR, "0"),
-    "smoothcoarse": (RMTR, "1"),
+    "smoothcoarse": (f"{SAMPLED} -rmtr_levels_snes_tr_delta0 10", "1"),
     "smoothing": (RMTR, "[(1),1,{2}]"),
     "batch": (RMTR, "6"),
     "seed": (f"{RMTR} -snes_rmtr_batch 6", "1"),
