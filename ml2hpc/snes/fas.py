@@ -158,7 +158,10 @@ class FullApproximation(Method):
         f, g = line.gradient(step)
         # The search `none` takes any step.
         finite = math.isfinite(solver.problem.space.norm(g))
-        return Point(line.at(step), f, g, g) if finite and not rises(f, point.f) else point
+        if finite and not rises(f, point.f):
+            return Point(line.at(step), f, g, g)
+        self._levels.rejected += 1
+        return point
 
     def _add(self, solver: SNES, level: int, point: Point) -> Point:
         """Add smoothing and coarse correction from the same point; return what is below. Collective."""
@@ -189,7 +192,10 @@ class FullApproximation(Method):
             here = levels.evaluated(level, x)
             if not here.finite:
                 return point
-            here = self._cycle(solver, level, here)
+            if level and self.options.type == "kaskade":
+                here = levels.smooth(level, here, self._steps(level).up)
+            else:
+                here = self._cycle(solver, level, here)
             x = here.x
         return here if here.f < point.f else point
 

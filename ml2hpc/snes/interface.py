@@ -165,13 +165,13 @@ class Method(ABC):
         """The trust region of the next step; None where the type has none."""
         return None
 
-    def judge(self, solver: SNES, s: Tensor, y: Tensor, rho: float) -> None:
-        """Change the trust region, and learn, by a step that was made elsewhere. Collective if sharded.
+    def judge(self, solver: SNES, s: Tensor, rho: float) -> None:
+        """Change the trust region by a step that was made elsewhere. Collective if sharded.
 
         Parameters
         ----------
-        s, y
-            The step and the change of the gradient, shapes (n_local,).
+        s
+            The step, shape (n_local,).
         rho
             The decrease of L over the one that was predicted.
         """

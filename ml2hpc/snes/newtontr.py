@@ -141,10 +141,8 @@ class NewtonTR(Method):
     def region(self) -> Region:
         return Region(self._delta, self.options.norm_type)
 
-    def judge(self, solver: SNES, s: Tensor, y: Tensor, rho: float) -> None:
+    def judge(self, solver: SNES, s: Tensor, rho: float) -> None:
         self._adapt(rho, self._length(solver, s), self._delta)
-        if self._secant is not None and math.isfinite(solver.problem.space.norm(y)):
-            self._secant.update(s, y)
 
     # The step. ---------------------------------------------------------------------------------------------------
 

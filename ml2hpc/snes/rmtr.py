@@ -4,7 +4,8 @@
     rho = (H_l(x_l) - H_l(x_l + s)) / (H_{l-1}(P x_l) - H_{l-1}(x_{l-1})),   s = I (x_{l-1} - P x_l)
     x_l <- x_l + s if rho > eta;   Delta_l by rho;   smooth
 
-Smoothing is by `newtontr`, whose radius is Delta_l and whose model learns from the coarse steps too.
+Smoothing is by `newtontr`, whose radius is Delta_l. Its model learns from its own steps only: the coarse ones are
+smooth, and their curvature takes the place of what smoothing needs.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ class RecursiveTrustRegion(Method):
             return point
         new = levels.evaluated(level, point.x + s)
         rho = self._ratio(level, (point, new, s), (start, end, e)) if new.finite else -math.inf
-        child.method.judge(child, s, new.g - point.g, rho)
+        child.method.judge(child, s, rho)
         if rho > self.options.eta:
             return new
         levels.rejected += 1
