@@ -50,15 +50,16 @@ class Row:
     ours: str
     petsc: str
     differs: str = ""
+    lift: float = 0.0  # a constant added to L, which is negative here
 
 
 STEP = "-{p}snes_linesearch_type none -{p}snes_linesearch_damping 0.2"  # Hessians here have no eigenvalue above 8
 RICHARDSON = f"-npc_snes_type nrichardson {STEP.format(p='npc_')}"
-TIGHT = "-ksp_rtol 1e-10 -ksp_max_it 1000"
+TIGHT = "-snes_ksp_ew 0 -ksp_rtol 1e-10 -ksp_max_it 1000"
 GMRES = f"-ksp_type gmres -ksp_gmres_restart 400 {TIGHT}"
 # PETSc factors local matrices; here Krylov methods solve as exactly.
 LOCAL = "-{p}sub_snes_type newtonls -{p}sub_snes_rtol 1e-8 -{p}sub_ksp_type gmres -{p}sub_ksp_rtol 1e-12"
-LOCAL += " -{p}sub_ksp_max_it 400 -{p}sub_ksp_gmres_restart 400"
+LOCAL += " -{p}sub_snes_ksp_ew 0 -{p}sub_ksp_max_it 400 -{p}sub_ksp_gmres_restart 400"
 BOXES = "-{p}dm_decomposition boxes -{p}dm_subdomains 4 -{p}dm_overlap 1"
 DMDA = "-da_local_subdomains 4 -da_overlap 1"
 FULL = "-{p}snes_linesearch_type none"
@@ -139,14 +140,14 @@ def decomposed() -> list[Row]:
         both(
             "aspin",
             "-snes_type aspin",
-            ours=f"-snes_linesearch_type bt -npc_snes_nasm_type basic {BOXES.format(p='npc_')}"
+            ours=f"-snes_linesearch_type bt -snes_ksp_ew 0 -npc_snes_nasm_type basic {BOXES.format(p='npc_')}"
             f" {LOCAL.format(p='npc_')} -ksp_rtol 1e-10",
             petsc=f"{DMDA} -ksp_rtol 1e-10",
         ),
     ]
     composite = "-snes_type composite -snes_composite_sneses nrichardson,newtonls"
     composite += f" {STEP.format(p='sub_0_')} -sub_1_ksp_type gmres -sub_1_ksp_rtol 1e-10 -sub_1_ksp_max_it 400"
-    composite += " -sub_1_snes_linesearch_type bt -sub_1_ksp_gmres_restart 400"
+    composite += " -sub_1_snes_ksp_ew 0 -sub_1_ksp_gmres_restart 400"
     halves = "-snes_composite_damping 0.5,0.5"
     for kind, extra, here in (
         ("additive", halves, FULL.format(p="")),
@@ -301,6 +302,10 @@ def theirs(row: Row, n: int, iterations: int) -> History:
 
     snes.setMonitor(monitor)
     snes.setFromOptions()
+    if snes.getType() == "composite":  # which would colour and difference its members' Jacobian
+        snes.setUp()
+        for k in range(snes.getCompositeNumber()):
+            snes.getCompositeSNES(k).setJacobian(grid.jacobian)
     x = da.createGlobalVec()
     x.setArray(start(n).guess().numpy())
     snes.solve(None, x)
