@@ -15,13 +15,14 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ml2hpc.comm import Communicator
 from ml2hpc.options import Database
@@ -58,10 +59,11 @@ RICHARDSON = f"-npc_snes_type nrichardson {STEP.format(p='npc_')}"
 TIGHT = "-snes_ksp_ew 0 -ksp_rtol 1e-10 -ksp_max_it 1000"
 GMRES = f"-ksp_type gmres -ksp_gmres_restart 400 {TIGHT}"
 # PETSc factors local matrices; here Krylov methods solve as exactly.
-LOCAL = "-{p}sub_snes_type newtonls -{p}sub_snes_rtol 1e-8 -{p}sub_ksp_type gmres -{p}sub_ksp_rtol 1e-12"
+LOCAL = "-{p}sub_snes_type newtonls -{p}sub_ksp_type gmres -{p}sub_ksp_rtol 1e-12"
 LOCAL += " -{p}sub_snes_ksp_ew 0 -{p}sub_ksp_max_it 400 -{p}sub_ksp_gmres_restart 400"
 BOXES = "-{p}dm_decomposition boxes -{p}dm_subdomains 4 -{p}dm_overlap 1"
 DMDA = "-da_local_subdomains 4 -da_overlap 1"
+HALVING = "-snes_linesearch_type bt -snes_linesearch_order 1"
 FULL = "-{p}snes_linesearch_type none"
 
 
@@ -72,7 +74,9 @@ def both(tree: str, options: str, differs: str = "", *, ours: str = "", petsc: s
 
 def schwarz(tree: str, p: str, kind: str, differs: str = "", *, around: str = "", d: tuple[float, float]) -> Row:
     """Return a row with nonlinear Schwarz at prefix p, with dampings here and there."""
-    common = f"{around} -{p}snes_type nasm -{p}snes_nasm_type {kind}".strip()
+    # Full steps: in the rounding of L PETSc's searches stall.
+    inside = f"-{p}sub_snes_linesearch_type none -{p}sub_snes_rtol 1e-11 -{p}sub_snes_stol 0"
+    common = f"{around} -{p}snes_type nasm -{p}snes_nasm_type {kind} {inside}".strip()
     here = f"-{p}snes_nasm_damping {d[0]} {FULL.format(p=p)} {BOXES.format(p=p)} {LOCAL.format(p=p)}"
     return both(tree, common, differs, ours=here, petsc=f"-{p}snes_nasm_damping {d[1]} {DMDA}")
 
@@ -96,7 +100,8 @@ def descent() -> list[Row]:
         for name, search in (
             ("none", STEP.format(p="")),
             ("secant", "-snes_linesearch_type secant"),
-            ("bt", "-snes_linesearch_type bt"),
+            ("bt, cubic", "-snes_linesearch_type bt"),
+            ("bt, halving", HALVING),
             ("cp", "-snes_linesearch_type cp"),
         )
     ]
@@ -110,8 +115,9 @@ def descent() -> list[Row]:
         both("ncg, left nrichardson, cp", f"-snes_type ncg -snes_linesearch_type cp {left}"),
         both("nrichardson, left nrichardson, cp", f"-snes_type nrichardson -snes_linesearch_type cp {left}"),
         both("qn, scalar, cp", f"{qn} -snes_qn_scale_type scalar -snes_linesearch_type cp"),
-        both("qn, scalar, bt", f"{qn} -snes_qn_scale_type scalar -snes_linesearch_type bt"),
         both("qn, none, cp", f"{qn} -snes_qn_scale_type none -snes_linesearch_type cp"),
+        both("qn, scalar, bt", f"{qn} -snes_qn_scale_type scalar {HALVING}"),
+        both("qn, none, bt", f"{qn} -snes_qn_scale_type none {HALVING}"),
     ]
     return rows
 
@@ -127,16 +133,20 @@ def mixing() -> list[Row]:
         both(f"ngmres, {kind}, right nrichardson", f"{ngmres} {RICHARDSON} -snes_ngmres_select_type {kind}")
         for kind in ("none", "difference", "linesearch")
     ]
+    rows.append(replace(rows[-2], tree="ngmres, difference, right nrichardson, L > 0", lift=6.5))
     return rows
 
 
 def decomposed() -> list[Row]:
     """Return the rows of nonlinear Schwarz and of composites."""
+    right = "-snes_type ngmres -snes_npc_side right"
+    nasm = schwarz("ngmres, right nasm", "npc_", "restrict", around=right, d=(1, 1))
     rows = [schwarz(f"nasm, {kind}", "", kind, d=(1, 1)) for kind in ("restrict", "basic")]
     rows += [
         schwarz("nasm, basic, damping 0.5", "", "basic", d=(0.5, 0.5)),
         schwarz("nasm, basic, damping 0.25", "", "basic", d=(0.25, 0.5)),
-        schwarz("ngmres, right nasm", "npc_", "restrict", around="-snes_type ngmres -snes_npc_side right", d=(1, 1)),
+        nasm,
+        replace(nasm, tree="ngmres, right nasm, L > 0", lift=6.5),
         both(
             "aspin",
             "-snes_type aspin",
@@ -165,6 +175,19 @@ ROWS = [*newton(), *descent(), *mixing(), *decomposed()]
 # ---- the two sides ---------------------------------------------------------------------------------------------------
 
 
+class Lifted(GridProblem):
+    """The Bratu problem with a constant added to L."""
+
+    lift = 0.0
+
+    def objective(self, x: Tensor) -> float:
+        return super().objective(x) + self.lift
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        f, g = super().value_and_gradient(x)
+        return f + self.lift, g
+
+
 class Grid:
     """The Bratu problem on n x n nodes of the unit square, in numpy: what PETSc calls back.
 
@@ -172,8 +195,8 @@ class Grid:
     values, which PETSc froze. Rows of nodes are lines of constant y.
     """
 
-    def __init__(self, n: int) -> None:
-        self.n = n
+    def __init__(self, n: int, lift: float) -> None:
+        self.n, self.lift = n, lift
         self.area = 1.0 / (n - 1) ** 2
         self.edge = np.ones((n, n), dtype=bool)
         self.edge[1:-1, 1:-1] = False
@@ -202,7 +225,7 @@ class Grid:
         v = np.where(self.edge, 0.0, u)
         squares = 0.5 * ((v[:, 1:] - v[:, :-1]) ** 2).sum() + 0.5 * ((v[1:] - v[:-1]) ** 2).sum()
         source = LAMBDA * self.area * np.exp(v[1:-1, 1:-1]).sum()
-        return float(squares - source + 2.0 * (u[self.edge] ** 2).sum())
+        return float(self.lift + squares - source + 2.0 * (u[self.edge] ** 2).sum())
 
     def residual(self, u: Array) -> Array:
         """Return the gradient of L, shape (n, n)."""
@@ -243,9 +266,11 @@ class History:
     reason: str
 
 
-def start(n: int) -> GridProblem:
-    """Return the problem."""
-    return GridProblem(Communicator.world().alone(), Bratu(LAMBDA), (n, n))
+def bratu(n: int, lift: float = 0.0) -> GridProblem:
+    """Return the problem on n x n nodes."""
+    problem = Lifted(Communicator.world().alone(), Bratu(LAMBDA), (n, n))
+    problem.lift = lift
+    return problem
 
 
 def ours(row: Row, n: int, iterations: int) -> History:
@@ -256,7 +281,7 @@ def ours(row: Row, n: int, iterations: int) -> History:
         norms.append(norm)
         return Reason.CONVERGED_ITERATING
 
-    problem = start(n)
+    problem = bratu(n, row.lift)
     ends = f"-snes_max_it {iterations} -snes_rtol {FLOOR} -snes_stol 0"
     database = Database.from_string(f"{row.ours} {ends}")
     solver = create(database)
@@ -274,7 +299,7 @@ def theirs(row: Row, n: int, iterations: int) -> History:
     ValueError
         If PETSc does not read an option of the row.
     """
-    petsc, grid, norms = load(), Grid(n), []
+    petsc, grid, norms = load(), Grid(n, row.lift), []
     prefix = "bratu_"
     ends = f"-snes_max_it {iterations} -snes_rtol {FLOOR} -snes_stol 0 -snes_divergence_tolerance -1"
     words = shlex.split(f"{row.petsc} {ends}")
@@ -307,7 +332,7 @@ def theirs(row: Row, n: int, iterations: int) -> History:
         for k in range(snes.getCompositeNumber()):
             snes.getCompositeSNES(k).setJacobian(grid.jacobian)
     x = da.createGlobalVec()
-    x.setArray(start(n).guess().numpy())
+    x.setArray(bratu(n).guess().numpy())
     snes.solve(None, x)
     reason = snes.getConvergedReason()
     unread = [name for name in names if not petsc.Options().used(prefix + name)]
