@@ -183,6 +183,7 @@ def test_the_first_direction_is_cut_where_the_search_does_not_measure_it(comm, o
     point = solver.point(x, *solver.gradient(x))
     length = float(point.g.abs().sum())
     assert length > 2.0
+    assert isinstance(solver.method, QuasiNewton)
     torch.testing.assert_close(solver.method.direction(solver, point), point.g / (length if scaled else 1.0))
 
 
