@@ -409,6 +409,6 @@ def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, poi
 # test: python -m ml2hpc.apps.pinn -options_file soft.opts
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr.opts -snes_max_it 2
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr_lsr1.opts -snes_max_it 3
-# test: python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr_apts.opts -snes_max_it 1 -net_depth 2
+# test: python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr_apts.opts -snes_max_it 1 -pinn_points 9
 if __name__ == "__main__":
     main(sys.argv[1:])

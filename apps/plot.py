@@ -4,7 +4,8 @@ Problem. A run leaves u on a grid (if a reference is known, also u - u_ref) and,
 objective L(theta_k) and now and then the relative error ||u_k - u_ref|| / ||u_ref||. Iterations of different solvers do
 not cost the same: the columns of the second figure therefore measure work four times, by iterations, by gradient
 evaluations on the critical path (those that run side by side count once), by all gradient evaluations together, and by
-seconds.
+seconds. Of a classifier it shows the accuracies on its parts of the data too, and how far the parts of the network have
+moved.
 
 Run line:
 
@@ -42,6 +43,7 @@ try:
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 except ImportError as error:
     raise SystemExit("plot needs matplotlib: python -m pip install 'ml2hpc[plot]'") from error
@@ -61,14 +63,19 @@ STYLE: dict[Any, Any] = {
 }
 # Distinguishable by the colour-blind (Okabe and Ito), and in grey by the dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":")
 WORK = {
     "iteration": "iterations",
     "gradients_path": "gradient evaluations, critical path",
     "gradients_total": "gradient evaluations, total",
     "seconds": "seconds",
 }
-MERIT = {"objective": "objective", "error": "relative $L_2$ error"}
+MERIT = {  # rows of the figure: what they show, and the columns of the history in them
+    "objective": ("objective",),
+    "relative $L_2$ error": ("error",),
+    "accuracy": ("accuracy_train", "accuracy_validation", "accuracy_test"),
+    "relative movement": ("movement_opening", "movement_blocks", "movement_classification"),
+}
 MARK = "resampling"  # column that counts resamplings: a thin vertical line where it changes
 FEW = 30  # points of a curve that still get markers
 
@@ -139,7 +146,8 @@ def _load(path: Path, name: str) -> Run:
     try:
         configuration = tree["configuration"]
         columns = tree.get("history", {}).get("outer", {})
-        history = {key: np.asarray(columns[key], dtype=np.float64) for key in (*WORK, *MERIT, MARK) if key in columns}
+        wanted = (*WORK, *(name for names in MERIT.values() for name in names), MARK)
+        history = {key: np.asarray(columns[key], dtype=np.float64) for key in wanted if key in columns}
         solution = tree.get("solution", {})
         axes = {key: solution[key] for key in configuration["coordinates"].split()} if solution else {}
         names = configuration["fields"].split() if solution else []
@@ -270,42 +278,55 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, coordinates: Mapping[str, Ar
 
 
 def draw_convergence(runs: Sequence[Run]) -> Figure:
-    """Return the figure of objective and error against the four measures of work, one curve per run."""
-    rows = [key for key in MERIT if any(np.isfinite(run.history.get(key, np.empty(0))).any() for run in runs)]
+    """Return the figure of objective, errors, accuracies and movements against the four measures of work.
+
+    One colour per run. Where a row shows several columns of the history, they differ in their dashes.
+    """
+    rows = {title: found for title, names in MERIT.items() if (found := [n for n in names if _is_known(runs, n)])}
     figure = Figure(figsize=(13, 0.9 + 2.6 * len(rows) + 0.2 * len(runs)), layout="constrained")
     grid = figure.subplots(len(rows), len(WORK), sharex="col", sharey="row", squeeze=False)
     labels = _labels(runs)
-    for i, merit in enumerate(rows):
+    for i, (title, names) in enumerate(rows.items()):
         for j, work in enumerate(WORK):
             for k, run in enumerate(runs):
-                _curve(grid[i, j], run, work, merit, k, labels[k])
+                for d, name in enumerate(names):
+                    dashes = DASHES[(d if len(names) > 1 else k) % len(DASHES)]
+                    _curve(grid[i, j], run, work, name, COLOURS[k % len(COLOURS)], dashes, labels[k])
             grid[i, j].grid(color="0.9", linewidth=0.6)
             grid[-1, j].set_xlabel(WORK[work])
             grid[-1, j].xaxis.set_major_locator(MaxNLocator(5, integer=work != "seconds"))
-        if all(_is_positive(run.history.get(merit)) for run in runs):
+        if all(_is_positive(run.history.get(name)) for run in runs for name in names) and title != "accuracy":
             grid[i, 0].set_yscale("log")
-        grid[i, 0].set_ylabel(MERIT[merit])
+        grid[i, 0].set_ylabel(title)
+        if len(names) > 1:
+            lines = [Line2D([], [], color="0.3", linestyle=DASHES[d % len(DASHES)]) for d in range(len(names))]
+            grid[i, 0].legend(lines, [name.partition("_")[2] for name in names])
     if len({run.title for run in runs}) == 1:
         figure.suptitle(_plain(runs[0].title))
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center")
     return figure
 
 
-def _curve(axes: Axes, run: Run, work: str, merit: str, k: int, label: str) -> None:
-    values = run.history.get(merit, np.full(run.history[work].shape, np.nan))
+def _is_known(runs: Sequence[Run], name: str) -> bool:
+    """Whether any run has numbers in a column of its history."""
+    return any(np.isfinite(run.history.get(name, np.empty(0))).any() for run in runs)
+
+
+def _curve(axes: Axes, run: Run, work: str, name: str, colour: str, dashes: Any, label: str) -> None:
+    values = run.history.get(name, np.full(run.history[work].shape, np.nan))
     known = np.isfinite(values)
     axes.plot(
         run.history[work][known],
         values[known],
-        color=COLOURS[k % len(COLOURS)],
-        linestyle=DASHES[k % len(DASHES)],
+        color=colour,
+        linestyle=dashes,
         marker="o" if known.sum() <= FEW else "",
         markersize=2.5,
         label=label,
     )
     resampled = np.flatnonzero(np.diff(run.history.get(MARK, np.empty(0))))
     for x in run.history[work][resampled]:  # the last row on the old points
-        axes.axvline(x, color=COLOURS[k % len(COLOURS)], linewidth=0.4, alpha=0.5)
+        axes.axvline(x, color=colour, linewidth=0.4, alpha=0.5)
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

@@ -119,6 +119,7 @@ class Run:
         self._adaptation: Adaptation | None = None
         self._describe: Callable[[Point, bool], Tree] = lambda point, last: {}
         self._measure: Callable[[SNES, Point], dict[str, float]] = lambda solver, point: {}
+        self._reached: Callable[[], bool] = lambda: False
 
     def _options(self, argv: list[str]) -> Database:
         """Read the options on rank 0 and those of the run that goes on; every rank gets the same."""
@@ -238,6 +239,7 @@ class Run:
         describe: Callable[[Point, bool], Tree],
         measure: Callable[[SNES, Point], dict[str, float]],
         adaptation: Adaptation | None = None,
+        reached: Callable[[], bool] = lambda: False,
     ) -> Point:
         """Minimise a problem from x, or go on from -restart, and write the output. Collective.
 
@@ -255,6 +257,8 @@ class Run:
             Extra columns of the history, the same on every rank. Collective.
         adaptation
             Replaces the problem between iterations; `problem` is its first.
+        reached
+            Asked after `measure` whether the app's own goal is reached, the same on every rank: the solve ends.
 
         Raises
         ------
@@ -266,6 +270,7 @@ class Run:
         problem = self._stored(problem)
         self._adaptation = adaptation
         self.layout, self.identity, self._describe, self._measure = layout, identity, describe, measure
+        self._reached = reached
         for number in _SIGNALS:
             signal.signal(number, self._caught)
         with self.log.event("SNESSetUp"):
@@ -361,6 +366,8 @@ class Run:
             return Reason.DIVERGED_SIGNAL
         if late:
             return Reason.DIVERGED_MAX_TIME
+        if self._reached():
+            return Reason.CONVERGED_USER
         if due_somewhere and solver.reason == Reason.CONVERGED_ITERATING:
             self._checkpoint(solver, point, last=False)
         return Reason.CONVERGED_ITERATING

@@ -241,6 +241,17 @@ def test_the_residual_is_fresh_at_every_iterate(comm):
     assert snes.getNPC().getConvergedReason() == load().SNES.ConvergedReason.CONVERGED_ITS
 
 
+def test_an_npc_that_finds_no_smaller_objective_does_not_end_the_outer_solve(comm):
+    """A step of a rising Richardson is not taken: for an NPC that is no failure."""
+    rising = "-npc_ml2hpc_snes_type petsc -npc_ml2hpc_snes_petsc_solver snes -npc_ml2hpc_petsc_snes_type nrichardson"
+    options = f"-snes_type nrichardson {NPC} {rising} -npc_ml2hpc_petsc_snes_linesearch_type none -snes_max_it 1"
+    snes, x = program(options, comm, quadratic(world(comm)))
+    x.set(1.0)
+    snes.solve(None, x)
+    assert snes.getNPC().getConvergedReason() == load().SNES.ConvergedReason.CONVERGED_ITS
+    assert torch.equal(reading(x), torch.ones(8, dtype=torch.float64))
+
+
 def test_nothing_is_evaluated_twice(comm):
     problem = rosenbrock(world(comm))
     snes, x = program(f"{OUTER} -ml2hpc_snes_type qn -snes_max_it 5", comm, problem)

@@ -14,6 +14,7 @@ typedef INTEGER VI __attribute__((vector_size(VECTOR_BYTES)));
 #include "neuron.h"
 #include "network.h"
 #include "symmetric.h"
+#include "sweep.h"
 #include "rows.h"
 #undef BY_ACTIVATION
 #undef MOST_JETS

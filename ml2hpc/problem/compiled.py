@@ -37,7 +37,7 @@ class CompiledBatch(Batch):
         self.below: Tensor | None = None  # once frozen
 
 
-class _Arena(threading.local):
+class Arena(threading.local):
     """Memory that grows on demand, shared by a thread's engines of a type: only one batch is under way at a time."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class _Arena(threading.local):
         return block
 
 
-_ARENA = _Arena()
+ARENA = Arena()
 
 
 def aligned(n: int, dtype: torch.dtype) -> Tensor:
@@ -240,10 +240,10 @@ class CompiledEngine(DenseEngine[CompiledBatch]):
         n = batch.x.shape[1]
         if n not in self._sizes:
             self._sizes[n] = (self._state(self._address, n, 0), self._state(self._address, n, 1))
-        return _ARENA.take("state", self._sizes[n][tangent] + 1, self._dtype)
+        return ARENA.take("state", self._sizes[n][tangent] + 1, self._dtype)
 
     def _scratch_of(self) -> Tensor:
-        return _ARENA.take("scratch", self._scratch(self._address), self._dtype)
+        return ARENA.take("scratch", self._scratch(self._address), self._dtype)
 
 
 class _Plain:

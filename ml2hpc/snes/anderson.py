@@ -108,8 +108,7 @@ class Anderson(Method):
         return bool(o.restart_type == "periodic" and self._age > o.restart)
 
     def rebind(self, solver: SNES) -> None:
-        self._restarted()  # the residuals belong to the problem before
-        self._least = float("inf")
+        self._least = float("inf")  # values of another L; a combination that misleads is damped
 
     def state(self, solver: SNES) -> Tree:
         return {**self._window.state(), "age": self._age, "crowded": self._crowded, "least": repr(self._least)}

@@ -84,9 +84,6 @@ class ConjugateGradients(DirectionMethod):
     def update(self, solver: SNES, old: Point, new: Point, step: float) -> None:
         self._old = (self._direction, old.r)
 
-    def rebind(self, solver: SNES) -> None:
-        self._old = None  # its residual belongs to the problem before
-
     def state(self, solver: SNES) -> Tree:
         if self._old is None:
             return {}

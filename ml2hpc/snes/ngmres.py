@@ -156,7 +156,7 @@ class NGMRES(Method):
         self._age += 1
 
     def rebind(self, solver: SNES) -> None:
-        self._forget()  # the residuals belong to the problem before
+        self._least = float("inf")  # values of another L; a combination that misleads is not taken
 
     def state(self, solver: SNES) -> Tree:
         tree = self._window.state() | {"age": self._age, "asked": self._asked, "least": repr(self._least)}

@@ -144,7 +144,7 @@ class SteihaugToint(Subproblem):
             return cauchy
         d = self._s - cauchy.s
         bd = t * self._bg - g - self._r
-        slope = space.dot(g - t * self._bg, d)
+        slope = space.dot(g, d)  # of m at c too: d is a sum of directions conjugate to g
         cc, cd, dd = (space.dot(u, v) for u, v in ((cauchy.s, cauchy.s), (cauchy.s, d), (d, d)))
         leg = _Segment(cc, cd, dd, -slope, space.dot(d, bd))
         tau = min(leg.exit(radius), 1.0)

@@ -254,3 +254,19 @@ def test_as_a_program(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     check_picture(tmp_path / "figure_solution.png")
+
+
+def test_accuracies_and_movements_share_a_row_each(tmp_path: Path) -> None:
+    content, k = tree(), np.arange(12.0)
+    columns = {"accuracy_train": k / 12, "accuracy_test": k / 13, "movement_blocks": k, "movement_opening": 2 * k}
+    content["history"]["outer"] |= columns
+    figure = plot.draw_convergence(plot.load([Path(write(tmp_path / "run.h5", content))]))
+    rows = [figure.axes[4 * i] for i in range(4)]
+    labels = ["objective", "relative $L_2$ error", "accuracy", "relative movement"]
+    assert [axes.get_ylabel() for axes in rows] == labels
+    for axes, names in ((rows[2], ["train", "test"]), (rows[3], ["opening", "blocks"])):
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == names
+        kind = axes.get_ylabel().split()[-1]
+        for line, name in zip(axes.get_lines(), names, strict=True):
+            assert (line.get_ydata() == columns[f"{kind}_{name}"]).all()
+        assert len({line.get_linestyle() for line in axes.get_lines()}) == 2

@@ -282,3 +282,17 @@ def test_what_was_given_without_a_value_is_given_again_as_it_was_read() -> None:
     assert db.given() == {"view": "", "steep": "true", "unread": "true"}
     again = Database.from_string("").under(db.given(), "restart file r")
     assert again.read(Views) == db.read(Views)
+
+
+def test_options_of_another_library_are_handed_over_and_count_as_read():
+    db = Database.from_string(
+        "-sub_petsc_tao_type lmvm -sub_3_petsc_tao_type ntr -sub_petsc_tao_view -petsc_tao_type nls"
+    )
+    assert db.foreign("sub_3_petsc_") == {"tao_type": "ntr", "tao_view": ""}
+    assert db.foreign("sub_1_petsc_") == {"tao_type": "lmvm", "tao_view": ""}
+    with pytest.raises(OptionsError, match=r"unknown option -petsc_tao_type nls \("):
+        db.check_unused()
+    assert db.foreign("petsc_") == {"tao_type": "nls"}
+    assert db.check_unused() == ""
+    again = Database.from_dict(db.given())
+    assert again.foreign("sub_1_petsc_") == {"tao_type": "lmvm", "tao_view": ""}

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ml2hpc.problem.interface import ShardedProblem
 from ml2hpc.snes import SNES
-from ml2hpc.snes.anderson import Anderson
 from tests.problem.small import alone, everyone, pinn
 from tests.snes.problems import double_well, matrix, quadratic, rosenbrock, tree, world
 
@@ -107,14 +106,6 @@ def test_periodic_restarts_empty_the_window(comm, m, restart):
     stored = [count for _, _, count in history(solver, start(6))]
     period = restart + 2  # counts 0 to restart are stored, the next is not
     assert stored == [min(k % period, m) for k in range(len(stored))]
-
-
-def test_a_replaced_problem_costs_the_memory(comm):
-    solver = tree(f"-snes_type anderson {FOREVER} -snes_max_it 4", rosenbrock(world(comm)))
-    assert history(solver, start(6))[-1][2] == 4
-    solver.rebind(rosenbrock(world(comm)))
-    assert isinstance(solver.method, Anderson)
-    assert len(solver.method._window) == 0
 
 
 @pytest.mark.parallel(1, 2, 3)

@@ -156,6 +156,32 @@ def test_messages_go_to_neighbours_only(comm) -> None:
     assert total.bytes - before[1] <= 8 * (3 * neighbours + 4)  # a column from each, and everyone's energy
 
 
+@pytest.mark.parallel(1, 2, 4)
+def test_the_derivative_of_schwarz_is_that_of_its_step(comm) -> None:
+    """ASPIN's operator against central differences of x - M(x), with exact local solves, on 4 overlapping boxes."""
+    problem = bratu(comm, (11, 10))
+    npc = "-npc_dm_decomposition boxes -npc_dm_subdomains 4 -npc_dm_overlap 2 -npc_sub_snes_rtol 1e-13"
+    solver = tree(
+        f"-snes_type aspin {npc} -npc_sub_ksp_rtol 1e-13 -npc_sub_snes_max_it 20 -npc_sub_snes_stol 0", problem
+    )
+    generator = torch.Generator().manual_seed(2)
+    local = problem.space.local
+    n = problem.space.n
+    x = problem.guess() + 0.1 * local(torch.randn(n, generator=generator, dtype=torch.float64))
+    v = local(torch.randn(n, generator=generator, dtype=torch.float64))
+
+    def residual(at: Tensor) -> Tensor:
+        return solver.point(at, *problem.value_and_gradient(at)).r
+
+    h = 1e-4
+    difference = (residual(x + h * v) - residual(x - h * v)) / (2 * h)
+    point = solver.point(x, *problem.value_and_gradient(x))
+    action = solver.residual_action(point)
+    assert action is not None
+    error = problem.space.norm(action(v) - difference)
+    assert error <= 1e-6 * problem.space.norm(difference)
+
+
 def test_restricted_corrections_need_no_damping(comm) -> None:
     """Unweighted ones count the overlap twice, or four times: damped by 1/4 they converge, in more steps."""
     steps = {}

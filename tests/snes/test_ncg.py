@@ -103,16 +103,6 @@ def test_prp_restarts_where_a_step_makes_no_progress(comm):
         torch.testing.assert_close(y, (1 + beta) * point.r, rtol=1e-14, atol=0)
 
 
-def test_a_replaced_problem_costs_the_memory(comm):
-    solver = tree("-snes_type ncg -snes_max_it 3", quadratic(world(comm)))
-    point = solver.solve(start(8))
-    method = solver.method
-    assert isinstance(method, ConjugateGradients)
-    assert not torch.equal(method.direction(solver, point), point.r)
-    solver.rebind(quadratic(world(comm)))
-    assert torch.equal(method.direction(solver, point), point.r)
-
-
 def test_steps_go_down_from_beside_a_maximum(comm):
     problem = double_well(world(comm))
     top = torch.full((4,), 0.03757, dtype=torch.float64)

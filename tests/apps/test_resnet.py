@@ -1,0 +1,177 @@
+"""The resnet app as a user runs it: accuracies, the same bits on any number of ranks, restarts, controls, bad input."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml2hpc.io import store
+from ml2hpc.problem.control import Architecture
+from tests.apps.test_pinn import command, parameters
+
+SMALL = "-data_train 300 -data_validation 100 -data_test 50 -resnet_blocks 8 -resnet_chunk 64"
+
+
+def launch(folder: Path, ranks: int, arguments: str) -> subprocess.CompletedProcess[str]:
+    words = command(ranks, shlex.split(f"{SMALL} {arguments}"))
+    words[words.index("ml2hpc.apps.pinn")] = "ml2hpc.apps.resnet"
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=110, stdin=subprocess.DEVNULL)
+
+
+def succeed(folder: Path, ranks: int, arguments: str) -> str:
+    done = launch(folder, ranks, arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def history(path: Path) -> dict[str, Any]:
+    table: dict[str, Any] = store.read(path, "run")["history"]["outer"]
+    return table
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 20 iterations of L-BFGS in one go, and 10 to go on from, on two ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+    succeed(folder, 2, "-snes_max_it 20 -output straight.h5")
+    succeed(folder, 2, "-snes_max_it 10 -output half.h5")
+    return folder
+
+
+def test_any_number_of_ranks_gives_the_same_bits(runs: Path) -> None:
+    for ranks in (1, 3):
+        succeed(runs, ranks, f"-snes_max_it 20 -output on{ranks}.h5")
+        assert (parameters(runs / f"on{ranks}.h5") == parameters(runs / "straight.h5")).all()
+    succeed(runs, 2, "-snes_max_it 20 -output sharded.h5 -vec_type sharded")
+    difference = parameters(runs / "sharded.h5") - parameters(runs / "straight.h5")
+    assert np.abs(difference).max() < 1e-6  # inner products are summed rank by rank
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_restart_goes_on_bit_for_bit(runs: Path, ranks: int) -> None:
+    shutil.copy(runs / "half.h5", runs / f"from{ranks}.h5")
+    succeed(runs, ranks, f"-restart from{ranks}.h5 -snes_max_it 20 -output resumed{ranks}.h5")
+    assert (parameters(runs / f"resumed{ranks}.h5") == parameters(runs / "straight.h5")).all()
+    resumed, straight = history(runs / f"resumed{ranks}.h5"), history(runs / "straight.h5")
+    for name in ("objective", "accuracy_test", "movement_blocks", "gradients_path"):
+        assert (resumed[name] == straight[name]).all() and len(straight[name]) == 21
+
+
+def test_history_and_results(runs: Path) -> None:
+    tree = store.read(runs / "straight.h5", "run")
+    table = history(runs / "straight.h5")
+    for part in ("train", "validation", "test"):
+        assert table[f"accuracy_{part}"][-1] == tree["results"][part]["accuracy"]
+        assert (np.diff(table[f"accuracy_{part}"]) != 0).any()
+    train = tree["results"]["train"]
+    theta = parameters(runs / "straight.h5")
+    assert table["objective"][-1] == pytest.approx(train["loss"] + 0.5e-4 * theta @ theta, rel=1e-13)
+    assert float(train["accuracy"]) * 300 == pytest.approx(round(float(train["accuracy"]) * 300))
+    start = parameters_at_start(runs)
+    for name, place in Architecture((2,), 2, 8, 3).groups.items():
+        moved = np.linalg.norm(theta[place] - start[place]) / np.linalg.norm(start[place])
+        assert table[f"movement_{name}"][-1] == pytest.approx(moved, rel=1e-12)
+        assert table[f"movement_{name}"][0] == 0.0
+    assert tree["solution"]["p"].shape == (101, 101) and 0 <= tree["solution"]["p"].min() < 0.5
+
+
+def parameters_at_start(folder: Path) -> np.ndarray:
+    succeed(folder, 1, "-snes_max_it 0 -output start.h5")
+    return parameters(folder / "start.h5")
+
+
+def test_circles_to_accuracy_1_by_lbfgs(tmp_path: Path) -> None:
+    """With the sizes of the defaults, within 60 gradients; the solve ends there."""
+    sizes = "-data_train 2000 -data_validation 1000 -data_test 1000 -resnet_blocks 32"
+    out = succeed(tmp_path, 1, f"{sizes} -resnet_stop_accuracy 1 -resnet_chunk 1024")
+    found = re.search(r"CONVERGED_USER after (\d+) iterations.*gradients: (\d+) path", out)
+    assert found is not None and int(found[2]) <= 60, out
+    accuracies = history(tmp_path / "run.h5")["accuracy_validation"]
+    assert accuracies[-1] == 1.0 and (accuracies[:-1] < 1.0).all()
+    assert history(tmp_path / "run.h5")["accuracy_test"][-1] > 0.995
+
+
+def test_frozen_blocks_stay_and_the_outer_layers_train(tmp_path: Path) -> None:
+    start = parameters_at_start(tmp_path)
+    out = succeed(tmp_path, 2, "-resnet_freeze blocks -snes_max_it 15 -output frozen.h5")
+    table = history(tmp_path / "frozen.h5")
+    assert (table["movement_blocks"] == 0.0).all() and table["movement_opening"][-1] > 0.1
+    assert "blocks 0.000e+00" in out
+    groups = Architecture((2,), 2, 8, 3).groups
+    outer = np.concatenate([start[groups["opening"]], start[groups["classification"]]])
+    assert parameters(tmp_path / "frozen.h5").shape == outer.shape
+    succeed(tmp_path, 1, "-resnet_freeze blocks -snes_max_it 7 -output half.h5")
+    succeed(tmp_path, 1, "-restart half.h5 -snes_max_it 15 -output resumed.h5")
+    assert (parameters(tmp_path / "resumed.h5") == parameters(tmp_path / "frozen.h5")).all()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "-resnet_scheme verlet -resnet_final_time 5 -data_set spirals",
+        "-resnet_loss least_squares -snes_type gn -data_set disk",
+        "-snes_type gn -resnet_beta 1e-3",
+        "-resnet_engine torch -resnet_activation relu -dtype float32",
+        "-npc_snes_type nasm -npc_dm_subdomains 3",
+    ],
+)
+def test_every_solver_and_network_lowers_the_loss(tmp_path: Path, arguments: str) -> None:
+    succeed(tmp_path, 1, f"{arguments} -snes_max_it 6")
+    objective = history(tmp_path / "run.h5")["objective"]
+    assert len(objective) == 7 and objective[-1] < 0.99 * objective[0]
+
+
+def test_libsvm_file_is_found_again_from_another_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 3))
+    lines = [f"{int(a.sum() > 0)} " + " ".join(f"{k + 1}:{v}" for k, v in enumerate(a)) for a in x]
+    (tmp_path / "set").write_text("\n".join(lines))
+    succeed(tmp_path, 1, "-data_set libsvm -data_path set -snes_max_it 10")
+    assert history(tmp_path / "run.h5")["accuracy_test"][-1] > 0.9
+    other = tmp_path / "other"
+    other.mkdir()
+    succeed(other, 1, "-restart ../run.h5 -snes_max_it 12")
+    assert len(history(other / "run.h5")["objective"]) == 13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("-data_set mnist", "-data_set mnist needs -data_path"),
+        ("-data_set mnist -data_path .", r"-data_path \.: holds neither train-images-idx3-ubyte"),
+        ("-resnet_layers conv", "add -resnet_engine torch"),
+        ("-resnet_layers conv -resnet_engine torch", r"samples have shape \(2,\)"),
+        ("-resnet_stop_accuracy 1 -data_validation 0", "needs validation samples"),
+        ("-resnet_bloks 3", "-resnet_bloks.*-resnet_blocks"),
+        ("-resnet_blocks 0", "-resnet_blocks"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: str, message: str) -> None:
+    done = launch(tmp_path, 2, arguments)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ml2hpc: error:")]
+    assert len(lines) == 1 and re.search(message, lines[0]), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_restart_with_other_data_is_refused(runs: Path) -> None:
+    for other, message in (
+        ("-seed 1", "data is"),
+        ("-resnet_beta 0", "loss is"),
+        ("-resnet_freeze blocks", "start is"),
+    ):
+        done = launch(runs, 1, f"-restart half.h5 {other} -output other.h5")
+        assert done.returncode == 1 and "the checkpoint of another job" in done.stderr and message in done.stderr
+
+
+def test_help_needs_no_data(tmp_path: Path) -> None:
+    out = succeed(tmp_path, 1, "-data_set mnist -help")
+    for name in ("-resnet_scheme", "-resnet_freeze", "-data_normalize", "-resnet_stop_accuracy"):
+        assert len(re.findall(f"^  {name} <.*>: .{{20,}}", out, re.MULTILINE)) == 1
