@@ -4,8 +4,9 @@
 
 A row is a tree. It runs once here and once as a SNES of PETSc on a DMDA, which has the objective, the residual and the
 assembled Jacobian in numpy and cuts its own subdomains. The norm is |grad L| at every iterate, whatever a solver
-monitors, down to 1e-9 of the start. Rows that are declared equal must agree in it to 1e-6 at every iteration, else the
-exit status is 1; the others say what differs and why.
+monitors, down to 1e-8 of the start. Rows that are declared equal must agree in it to 1e-6 at every iteration, else the
+exit status is 1; the others say what differs and why. Symmetric iterates have few modes on small grids: mixing over
+longer windows is rounding there, so that iterations have to be few.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ml2hpc.vec.petsc import load
 
 LAMBDA = 6.0
 AGREE = 1e-6  # relative difference of gradient norms
-FLOOR = 1e-9  # of the first norm: what is below is rounding
+FLOOR = 1e-8  # of the first norm: below it L, which searches compare, is rounding
 Array = NDArray[np.float64]
 Damping = tuple[float, float]
 
@@ -66,7 +67,7 @@ UNPRECONDITIONED = "-pc_type none"  # PETSc's default is ILU(0)
 LOCAL = "-{p}sub_snes_type newtonls -{p}sub_ksp_type cg -{p}sub_ksp_rtol 1e-13 -{p}sub_snes_ksp_ew 0"
 BOXES = "-{p}dm_decomposition boxes -{p}dm_subdomains 4 -{p}dm_overlap 1"
 DMDA = "-da_local_subdomains 4 -da_overlap 1"
-POSITIVE = 6.5  # L + 6.5 > 0 on the way
+POSITIVE = 7.5  # L + 7.5 > 0 on any grid
 
 
 def both(tree: str, options: str, differs: str = "", *, ours: str = "", petsc: str = "") -> Row:
@@ -81,6 +82,7 @@ def newton() -> list[Row]:
     forced = f"{ls} -snes_ksp_ew 1 -snes_ksp_ew_version 2 {GMRES}"
     tr, inner = "-snes_type newtontr", "-snes_tr_cg_rtol 1e-12 -snes_tr_cg_max_it 1000"
     stcg, lu = f"-ksp_type stcg {TIGHT} {UNPRECONDITIONED}", "-ksp_type preonly -pc_type lu"
+    fixed = "-snes_tr_eta3 1e9"  # PETSc's radius grows only where a Krylov method met it, which has no whole step then
     unjudged = "PETSc takes the preconditioner's step as it is; here it is cut at the radius and judged by the ratio"
     scaled = "PETSc scales Newton's step into the box; here the model is minimised in the box"
     return [
@@ -90,7 +92,7 @@ def newton() -> list[Row]:
         both("newtonls, right nrichardson", f"{exact} {RIGHT}", petsc=UNPRECONDITIONED),
         both("newtontr", tr, ours=inner, petsc=stcg),
         both("newtontr, cauchy", f"{tr} -snes_tr_fallback_type cauchy", ours=inner, petsc=stcg),
-        both("newtontr, dogleg", f"{tr} -snes_tr_fallback_type dogleg", ours=inner, petsc=lu),
+        both("newtontr, dogleg, fixed radius", f"{tr} -snes_tr_fallback_type dogleg {fixed}", ours=inner, petsc=lu),
         both("newtontr, box", f"{tr} -snes_tr_norm_type infinity", scaled, ours=inner, petsc=stcg),
         both("newtontr, right nrichardson", f"{tr} {RIGHT}", unjudged, ours=inner, petsc=stcg),
     ]
