@@ -24,7 +24,7 @@ from ml2hpc.trustregion import Box, Fallback, Model, SteihaugToint, Subproblem, 
 
 _TRIALS = 20  # of one step: a radius of 1 is 1e-12 after them, and the next step goes on from there
 _SPENT = 1e-6  # of the ball of a parent: with less of it left, the solve ends
-_ON = 1.0 - 1e-8  # of the radius: a preconditioner's step that long is on the boundary
+_ON = 1.0 - 1e-8  # of the radius: a step that long is on the boundary
 # Rounding of L against L, in units of the last digit (Conn, Gould, Toint, section 17.4.2, with |L| in place of
 # max(1, |L|): losses go far below 1).
 _ROUNDING = 10.0
@@ -193,7 +193,7 @@ class NewtonTR(Method):
             decrease = -0.5 * solver.problem.space.dot(point.g + new.g, trial.s)
         rho = decrease / trial.decrease
         enough = rho > self.options.eta1 and self._sufficient(solver, point, trial, radius)
-        self._adapt(rho if enough else -math.inf, length, radius, bound=trial.boundary)
+        self._adapt(rho if enough else -math.inf, length, radius, bound=trial.boundary or length >= _ON * radius)
         if not enough:
             return None
         new = self._point(solver, point, x) if new is None else new
