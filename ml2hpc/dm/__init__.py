@@ -1,7 +1,23 @@
-"""Floor 2: how unknowns and samples are divided."""
+"""Floor 2: how unknowns and samples are divided, and coarsened."""
 
 from ml2hpc.dm.decomposition import Decomposition, Options, decompose
 from ml2hpc.dm.exchange import Exchange, Solved, Start, Weighting
+from ml2hpc.dm.hierarchy import HierarchyOptions, Level, Levels, coarsen, in_metric
 from ml2hpc.dm.subdomain import Local, Subdomain
 
-__all__ = ["Decomposition", "Exchange", "Local", "Options", "Solved", "Start", "Subdomain", "Weighting", "decompose"]
+__all__ = [
+    "Decomposition",
+    "Exchange",
+    "HierarchyOptions",
+    "Level",
+    "Levels",
+    "Local",
+    "Options",
+    "Solved",
+    "Start",
+    "Subdomain",
+    "Weighting",
+    "coarsen",
+    "decompose",
+    "in_metric",
+]

@@ -22,6 +22,8 @@ from ml2hpc.options import option
 from ml2hpc.problem.boxes import Box, Partition
 from ml2hpc.problem.energies import Energy
 from ml2hpc.problem.interface import Block, Cost, Linearization, Problem, Restriction
+from ml2hpc.problem.interpolation import Bilinear
+from ml2hpc.problem.transfer import Coarsening, Transfer
 from ml2hpc.vec import CPU, Partitioned, Scatter
 
 
@@ -221,6 +223,10 @@ class _OnGrid(Problem):
     def linearize(self, x: Tensor) -> Linearization:
         raise UnsupportedError("an energy on a grid is not a sum of squares: Gauss-Newton needs residuals; use qn")
 
+    def metric(self) -> Tensor:
+        """Return hx hy for every node: the inner product of L2. Not collective."""
+        return torch.full_like(self.space.zeros(), self.part.h[0] * self.part.h[1])
+
     @property
     def cost(self) -> Cost:
         return self.part.cost
@@ -285,6 +291,29 @@ class GridProblem(_OnGrid):
             return Cost(objective * block.n, gradient * block.n)
         return self.cost
 
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
+        """Return the energy on every c-th grid line in both directions, and bilinear interpolation. Collective.
+
+        Raises
+        ------
+        UnsupportedError
+            If a grid line does not stay, or something else than bilinear interpolation and injection is asked for.
+        """
+        rows, columns = self.grid.shape
+        c = how.factor
+        if how.kind != "grid":
+            raise UnsupportedError(f"an energy on a grid cannot be coarsened in {how.kind}; use -dm_hierarchy grid")
+        if not how.linear or how.average:
+            raise UnsupportedError("a grid is coarsened by bilinear interpolation (linear) and injection")
+        if (rows - 1) % c or (columns - 1) % c or min(rows, columns) - 1 < 2 * c:
+            raise UnsupportedError(
+                f"{columns} x {rows} nodes cannot be coarsened by {c}: choose -da_grid_x and -da_grid_y as 1 plus a "
+                f"multiple of {c} for every level, or fewer levels"
+            )
+        shape = (columns - 1) // c + 1, (rows - 1) // c + 1
+        coarse = GridProblem(self.comm, self.energy, shape, self.space.dtype, self.space.device)
+        return coarse, Bilinear(coarse.part, self.part, c)
+
     def restrict(self, block: Block) -> Restriction:
         return GridRestriction(self, block) if isinstance(block, BoxBlock) else Restriction(self, block)
 
@@ -320,6 +349,9 @@ class GridRestriction(_OnGrid, Restriction):
 
     def on(self, comm: Communicator) -> GridRestriction:
         raise UnsupportedError("the restriction to a box stays on its ranks; restrict the problem on the others")
+
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
+        raise UnsupportedError("the restriction to a box cannot be coarsened; coarsen the problem on the whole grid")
 
     def sample(self, rows: Tensor) -> GridRestriction:
         assert rows.tolist() == [0], "an energy is one sample"

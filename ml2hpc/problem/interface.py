@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ml2hpc.comm import Communicator
 from ml2hpc.errors import UnsupportedError
+from ml2hpc.problem.transfer import Coarsening, Embedded, Identity, Transfer, Whole
 from ml2hpc.vec import CPU, Replicated, Sharded, VectorSpace
 
 
@@ -180,15 +181,31 @@ class Problem(ABC):
         """Return L + <slope, x>, in value and gradient."""
         return Shifted(self, slope)
 
-    def coarsen(self) -> Problem:
-        """Return the same problem on a coarser level.
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
+        """Return the same problem on a coarser level, and the transfer between the two. Collective.
+
+        Every c-th sample is kept, c = `how.factor`; other kinds are the problems' own.
 
         Raises
         ------
         UnsupportedError
             Where there is no coarser level.
         """
-        raise UnsupportedError(f"{type(self).__name__} has no coarser level")
+        if how.kind != "samples":
+            raise UnsupportedError(f"{type(self).__name__} cannot be coarsened in {how.kind}; use samples")
+        if self.samples < how.factor:
+            raise UnsupportedError(f"{self.samples} samples cannot be coarsened by {how.factor}: use fewer levels")
+        return self.sample(torch.arange(0, self.samples, how.factor, device=CPU)), Identity()
+
+    def metric(self) -> Tensor:
+        """Return the weights m, shape (n_local,), of <x, y> = sum_i m_i x_i y_i for what x discretises. Not collective.
+
+        Raises
+        ------
+        UnsupportedError
+            Where the unknowns discretise no functions.
+        """
+        raise UnsupportedError(f"the unknowns of {type(self).__name__} are no functions: use -dm_metric euclidean")
 
     def terms(self, x: Tensor) -> dict[str, float]:
         """Return the parts that L is the sum of, by name. Collective."""
@@ -261,6 +278,31 @@ class Restriction(Problem):
     def terms(self, x: Tensor) -> dict[str, float]:
         return self.parent.terms(self.parent.space.local(self.embed(x)))
 
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
+        """Return the restriction of the coarser level to the unknowns whose prolongation stays in the block.
+
+        The coarse unknowns outside are frozen where the fine ones are when a point is projected.
+        """
+        parent, inner = self.parent.coarsen(how)
+        inside = torch.zeros_like(self._full)
+        inside[self.block.indices] = 1.0
+        space, coarse = self.parent.space, parent.space
+        reached = coarse.gather(inner.restrict(space.local(inside))) > 0
+        left = coarse.gather(inner.restrict(space.local(1.0 - inside))) > 0
+        indices = (reached & ~left).nonzero()[:, 0]
+        if not len(indices):
+            raise UnsupportedError(f"{self.block.name}: no unknown of the block stays in it in a coarser {how.kind}")
+        restriction = parent.restrict(Block(indices, self.block.name))
+        restriction.rebase(coarse.gather(inner.project(space.local(self._full))))
+        if isinstance(space, Replicated):
+            lengths = coarse.n, space.n
+            transfer = Embedded(inner, indices, self.block.indices, lengths, restriction.rebase, self.embed)
+            return restriction, transfer
+        raise UnsupportedError("a block of sharded or partitioned unknowns cannot be coarsened")
+
+    def metric(self) -> Tensor:
+        return self.parent.space.gather(self.parent.metric())[self.block.indices]
+
     def _again(self, parent: Problem) -> Restriction:
         """The same restriction of another problem, frozen at the same point."""
         restricted = parent.restrict(self.block)
@@ -287,7 +329,7 @@ class _Restricted(Linearization):
         return self._whole.matrix()[self._indices][:, self._indices]
 
 
-class _Wrapped(Problem):
+class Wrapped(Problem):
     """A problem that changes another one's numbers and keeps its structure."""
 
     def __init__(self, inner: Problem) -> None:
@@ -314,11 +356,14 @@ class _Wrapped(Problem):
     def block_cost(self, block: Block) -> Cost:
         return self.inner.block_cost(block)
 
+    def metric(self) -> Tensor:
+        return self.inner.metric()
+
     def view(self) -> list[str]:
         return self.inner.view()
 
 
-class Shifted(_Wrapped):
+class Shifted(Wrapped):
     """L + <slope, x>: first-order consistency between models of the same loss."""
 
     def __init__(self, inner: Problem, slope: Tensor) -> None:
@@ -341,8 +386,12 @@ class Shifted(_Wrapped):
     def sample(self, rows: Tensor) -> Shifted:
         return Shifted(self.inner.sample(rows), self.slope)
 
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
+        coarse, transfer = self.inner.coarsen(how)
+        return coarse.shift(transfer.restrict(self.slope)), transfer
 
-class ShardedProblem(_Wrapped):
+
+class ShardedProblem(Wrapped):
     """A problem whose solver works on slices: vectors are gathered for an evaluation, gradients cut."""
 
     def __init__(self, inner: Problem) -> None:
@@ -374,6 +423,14 @@ class ShardedProblem(_Wrapped):
 
     def restrict(self, block: Block) -> Restriction:
         return self.inner.restrict(block)
+
+    def metric(self) -> Tensor:
+        return self.space.local(self.inner.metric()).clone()
+
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
+        inner, transfer = self.inner.coarsen(how)
+        coarse = ShardedProblem(inner)
+        return coarse, Whole(transfer, coarse.space, self.space)
 
 
 class _Sliced(Linearization):

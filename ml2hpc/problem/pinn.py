@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ml2hpc import kernels
 from ml2hpc.comm import Communicator
+from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem import guard
 from ml2hpc.problem.ansatz import Term, Trial, residuals
 from ml2hpc.problem.autograd import AutogradEngine
@@ -28,7 +29,9 @@ from ml2hpc.problem.graph import Recorded
 from ml2hpc.problem.interface import Block, Cost, Linearization, LinearizedCost, Problem, Restriction, slices
 from ml2hpc.problem.jet import Carried, Points
 from ml2hpc.problem.jets import JetsEngine
+from ml2hpc.problem.narrowing import narrowed
 from ml2hpc.problem.pde import PDE
+from ml2hpc.problem.transfer import Coarsening, Transfer
 from ml2hpc.vec import CPU, Layout, Replicated, TreeSum
 
 ENGINES: dict[str, type[Engine[Any]]] = {
@@ -457,6 +460,26 @@ class PinnProblem(Problem):
 
     def restrict(self, block: Block) -> PinnRestriction:
         return PinnRestriction(self, block)
+
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
+        """Return the loss with fewer points, or of a network with fewer neurons in its hidden layers. Collective.
+
+        Raises
+        ------
+        UnsupportedError
+            If the network is asked for fewer layers: they are no steps of a discretisation, so that two of them are not
+            approximately one.
+        """
+        if how.kind == "depth":
+            raise UnsupportedError(
+                "the layers of a PINN's network have no step length: fewer of them are another function; "
+                "use -dm_hierarchy width or samples"
+            )
+        if how.kind != "width":
+            return super().coarsen(how)
+        network, transfer = narrowed(self.model.network, how, self.model.device)
+        model = replace(self.model, network=network, layout=Layout(network))
+        return PinnProblem(self.comm, model, self.loss_terms), transfer
 
 
 class PinnRestriction(Restriction):

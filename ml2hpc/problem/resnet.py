@@ -22,10 +22,12 @@ from torch import Tensor
 
 from ml2hpc import kernels
 from ml2hpc.comm import Communicator
+from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.control import Architecture
 from ml2hpc.problem.interface import Block, Cost, Linearization, LinearizedCost, Problem, Restriction
 from ml2hpc.problem.propagation import Batch, Propagation, Unrolled
 from ml2hpc.problem.sweep import Sweep
+from ml2hpc.problem.transfer import Coarsening, Depth, Part, Transfer, Width, width
 from ml2hpc.vec import CPU, Replicated, TreeSum
 
 PROPAGATIONS: dict[str, type[Propagation]] = {"compiled": Sweep, "torch": Unrolled}
@@ -96,6 +98,23 @@ class ResNetModel:
     def regularization(self, x: Tensor) -> float:
         """Return its value at x, shape (n,). Not collective."""
         return 0.5 * float(torch.dot(self.penalty, x * x)) if self.beta else 0.0
+
+    def narrow(self, factor: int) -> ResNetModel:
+        """Return the model with fewer neurons in each block. Not collective.
+
+        Raises
+        ------
+        UnsupportedError
+            If blocks have one neuron, or the scheme is not forward Euler.
+        """
+        architecture = self.architecture
+        if architecture.scheme != "euler":
+            raise UnsupportedError(
+                f"-resnet_scheme {architecture.scheme}: K' y is no narrower layer; use euler or depth"
+            )
+        if architecture.width == 1:
+            raise UnsupportedError("blocks of one neuron cannot be coarsened in width: use fewer levels")
+        return replace(self, architecture=replace(architecture, width=width(architecture.width, factor)))
 
     def coarsen(self, factor: int) -> ResNetModel:
         """Return the model with fewer blocks, its regularisation scaled. Not collective."""
@@ -278,15 +297,34 @@ class ResNetProblem(Problem):
     def restrict(self, block: Block) -> ResNetRestriction:
         return ResNetRestriction(self, block)
 
-    def coarsen(self) -> ResNetProblem:
-        """Return the problem with half the blocks on the same samples. Not collective.
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
+        """Return the problem with fewer blocks, neurons or samples, and the transfer. Not collective.
 
         Raises
         ------
         UnsupportedError
-            If the number of blocks is odd.
+            If the number of blocks is no multiple of the factor.
         """
-        return ResNetProblem(self.comm, self.model.coarsen(2), self.data)
+        if how.kind not in ("depth", "width"):
+            return super().coarsen(how)
+        model = self.model.coarsen(how.factor) if how.kind == "depth" else self.model.narrow(how.factor)
+        return ResNetProblem(self.comm, model, self.data), self._transfer(how, model.architecture)
+
+    def _transfer(self, how: Coarsening, coarse: Architecture) -> Transfer:
+        fine, space = self.model.architecture, self.space
+        if how.kind == "depth":
+            return Depth(fine.groups["blocks"], coarse.blocks, how, space.dtype, space.device)
+        parts = [Part(fine.opening_shapes[0], True, False), Part(fine.opening_shapes[1], True, False)]
+        parts += [Part(fine.block_shapes[0], True, True), Part(fine.block_shapes[1], True, False)] * fine.blocks
+        parts += [Part(fine.classification_shapes[0], False, True), Part(fine.classification_shapes[1], False, False)]
+        return Width(parts, how, space.dtype, space.device)
+
+    def metric(self) -> Tensor:
+        """Return dt for the blocks' parameters, which are functions on [0, T], and 1 for the others. Not collective."""
+        architecture = self.model.architecture
+        weights = torch.ones_like(self.space.zeros())
+        weights[architecture.groups["blocks"]] = architecture.step
+        return weights
 
 
 class ResNetRestriction(Restriction):

@@ -15,6 +15,7 @@ from ml2hpc.options import Database, option
 from ml2hpc.snes.anderson import Anderson
 from ml2hpc.snes.aspin import Aspin
 from ml2hpc.snes.composite import Composite
+from ml2hpc.snes.fas import FullApproximation
 from ml2hpc.snes.gn import GaussNewton
 from ml2hpc.snes.interface import SNES, Method, Options
 from ml2hpc.snes.ksponly import KSPOnly
@@ -28,6 +29,7 @@ from ml2hpc.snes.nrichardson import NRichardson
 from ml2hpc.snes.petsc import Petsc
 from ml2hpc.snes.python import Python
 from ml2hpc.snes.qn import QuasiNewton
+from ml2hpc.snes.rmtr import RecursiveTrustRegion
 from ml2hpc.snes.shell import Shell
 from ml2hpc.snes.torchoptim import TorchOptim
 
@@ -47,6 +49,8 @@ TYPES: dict[str, type[Method]] = {
         Nasm,
         Aspin,
         Composite,
+        FullApproximation,
+        RecursiveTrustRegion,
         TorchOptim,
         Shell,
         Python,

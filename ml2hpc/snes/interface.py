@@ -30,6 +30,7 @@ from ml2hpc.options import option
 from ml2hpc.problem.interface import Cost, Problem
 from ml2hpc.snes import view
 from ml2hpc.snes.reasons import Reason
+from ml2hpc.vec import VectorSpace
 
 Side = Literal["left", "right"]
 Observer = Callable[["SNES", "Point", float, float], Reason]
@@ -93,6 +94,18 @@ class Step:
         return cls(point, f"{what}: the objective or its gradient is not a number", Reason.DIVERGED_OBJECTIVE_NANORINF)
 
 
+@dataclass(frozen=True)
+class Region:
+    """A trust region: |s| <= radius, in the 2-norm or the maximum norm."""
+
+    radius: float
+    norm: Literal["2", "infinity"]
+
+    def length(self, space: VectorSpace, s: Tensor) -> float:
+        """Return |s|, for s of shape (n_local,). Collective if sharded."""
+        return space.norm(s) if self.norm == "2" else float(space.gather(s).abs().max())
+
+
 class Method(ABC):
     """A solver type. One file each; options are a frozen dataclass `Options` with stem `snes_<stem>_`."""
 
@@ -146,6 +159,23 @@ class Method(ABC):
 
     def confine(self, radius: float) -> None:  # noqa: B027 - most types choose no radius
         """Take the distance from its start that the parent allows the next solve. Not collective."""
+
+    @property
+    def region(self) -> Region | None:
+        """The trust region of the next step; None where the type has none."""
+        return None
+
+    def judge(self, solver: SNES, s: Tensor, rho: float) -> None:
+        """Change the trust region by a step that was made elsewhere. Collective if sharded.
+
+        Parameters
+        ----------
+        s
+            The step, shape (n_local,).
+        rho
+            The decrease of L over the one that was predicted.
+        """
+        raise UnsupportedError(f"-{solver.prefix}snes_type {self.name}: has no trust region; use newtontr")
 
     def reset(self) -> bool:
         """Forget the memory after a failed step; return whether there was any. Not collective."""

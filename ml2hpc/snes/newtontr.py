@@ -17,7 +17,7 @@ from torch import Tensor
 from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
 from ml2hpc.problem.interface import Problem
-from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
+from ml2hpc.snes.interface import SNES, Method, Point, Region, Step, Tree
 from ml2hpc.snes.reasons import Reason
 from ml2hpc.snes.sr1 import SR1, DenseSR1, LimitedSR1
 from ml2hpc.trustregion import Box, Fallback, Model, SteihaugToint, Subproblem, Trial
@@ -106,6 +106,7 @@ class NewtonTR(Method):
             raise OptionsError(f"{stem}eta1, eta2, eta3: must not fall, got {o.eta1:g}, {o.eta2:g}, {o.eta3:g}")
         if not o.deltamin <= o.delta0 <= o.deltamax:
             raise OptionsError(f"{stem}delta0 {o.delta0:g}: must be in [{o.deltamin:g}, {o.deltamax:g}]")
+        self._delta = o.delta0
 
     def set_up(self, solver: SNES) -> None:
         o, space = self.options, solver.problem.space
@@ -135,6 +136,13 @@ class NewtonTR(Method):
 
     def confine(self, radius: float) -> None:
         self._most = radius
+
+    @property
+    def region(self) -> Region:
+        return Region(self._delta, self.options.norm_type)
+
+    def judge(self, solver: SNES, s: Tensor, rho: float) -> None:
+        self._adapt(rho, self._length(solver, s), self._delta)
 
     # The step. ---------------------------------------------------------------------------------------------------
 
@@ -227,9 +235,7 @@ class NewtonTR(Method):
             self._delta = min(max(self._delta, o.t2 * radius), o.deltamax)
 
     def _length(self, solver: SNES, s: Tensor) -> float:
-        if self.options.norm_type == "2":
-            return solver.problem.space.norm(s)
-        return float(solver.problem.space.gather(s).abs().max())
+        return self.region.length(solver.problem.space, s)
 
     # The model. --------------------------------------------------------------------------------------------------
 

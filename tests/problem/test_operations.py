@@ -18,6 +18,7 @@ from ml2hpc.problem.gram import add_square, panels
 from ml2hpc.problem.interface import Block, Problem, Restriction, ShardedProblem, Span, even_rows, slices
 from ml2hpc.problem.jet import Points
 from ml2hpc.problem.pinn import PinnProblem, PinnRestriction
+from ml2hpc.problem.transfer import Coarsening
 from tests.problem.small import alone, assert_taylor, everyone, pinn, random, relative
 
 INDICES: dict[str, Any] = {
@@ -350,7 +351,7 @@ def test_on_keeps_the_function(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["problem", "restriction", "shifted", "sharded", "span"])
-def test_no_coarser_level(kind: str) -> None:
+def test_what_is_on_no_grid_has_no_coarser_grid(kind: str) -> None:
     problem, x = pinn()
     cases: dict[str, Problem] = {
         "problem": problem,
@@ -359,8 +360,8 @@ def test_no_coarser_level(kind: str) -> None:
         "sharded": ShardedProblem(problem),
         "span": Span(problem, x, [x]),
     }
-    with pytest.raises(UnsupportedError, match=f"{type(cases[kind]).__name__} has no coarser level"):
-        cases[kind].coarsen()
+    with pytest.raises(UnsupportedError, match="cannot be coarsened in grid"):
+        cases[kind].coarsen(Coarsening("grid"))
 
 
 @pytest.mark.parallel(1, 2, 3, 4)

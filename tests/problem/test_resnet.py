@@ -18,6 +18,7 @@ from ml2hpc.problem.control import Architecture, ArchitectureOptions, ResNet
 from ml2hpc.problem.interface import Block, Restriction
 from ml2hpc.problem.propagation import Unrolled
 from ml2hpc.problem.resnet import ResNetModel, ResNetProblem, Samples
+from ml2hpc.problem.transfer import Coarsening
 from ml2hpc.vec import Layout
 from tests.problem.small import alone, assert_taylor, everyone, random, rate, relative
 from tests.simulated import DEVICE, Simulation
@@ -192,7 +193,8 @@ def test_regularization_of_a_coarser_level_counts_blocks_by_scaling() -> None:
     problem, x = resnet(replace(DENSE, blocks=8))
     blocks = x[problem.model.architecture.groups["blocks"]].view(8, -1)
     blocks[1::2] = blocks[::2]
-    coarse = problem.coarsen()
+    coarse, _ = problem.coarsen(Coarsening("depth"))
+    assert isinstance(coarse, ResNetProblem)
     assert coarse.model.scaling == 2.0 and coarse.model.architecture.blocks == 4
     groups = problem.model.architecture.groups
     t = torch.cat([x[groups["opening"]], blocks[::2].flatten(), x[groups["classification"]]])

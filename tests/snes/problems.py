@@ -11,6 +11,7 @@ from ml2hpc.comm import Communicator
 from ml2hpc.log import Log
 from ml2hpc.options import Database
 from ml2hpc.problem.interface import Cost, Linearization, LinearizedCost, Problem, slices
+from ml2hpc.problem.transfer import Coarsening, Transfer, width
 from ml2hpc.snes import SNES, create
 from ml2hpc.vec import Replicated
 
@@ -32,6 +33,24 @@ class Jacobian(Linearization):
     @property
     def cost(self) -> LinearizedCost:
         return LinearizedCost(1.0 * self.jacobian.numel(), 2.0 * self.jacobian.numel())
+
+
+class Groups(Transfer):
+    """Each coarse unknown is the value of a group of fine ones."""
+
+    def __init__(self, n: int, factor: int) -> None:
+        self._group = torch.arange(n) // factor
+        self._factor = factor
+        self.count = width(n, factor)
+
+    def prolong(self, e: Tensor) -> Tensor:
+        return e[self._group]
+
+    def restrict(self, g: Tensor) -> Tensor:
+        return g.new_zeros(self.count).index_add(0, self._group, g)
+
+    def project(self, x: Tensor) -> Tensor:
+        return x[:: self._factor].clone()
 
 
 class Analytic(Problem):
@@ -79,6 +98,20 @@ class Analytic(Problem):
 
     def on(self, comm) -> Analytic:
         return Analytic(comm, self.f, self.space.n, self.data, self.residual)
+
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
+        """L on the vectors whose unknowns are equal in groups of `factor`; by samples as all problems."""
+        if how.kind == "samples":
+            return super().coarsen(how)
+        f, residual, up = self.f, self.residual, Groups(self.space.n, how.factor)
+        coarse = Analytic(
+            self.comm,
+            lambda x, d: f(up.prolong(x), d),
+            up.count,
+            self.data,
+            None if residual is None else lambda x, d: residual(up.prolong(x), d),
+        )
+        return coarse, up
 
     def sample(self, rows: Tensor) -> Analytic:
         return Analytic(self.comm, self.f, self.space.n, self.data[rows], self.residual)

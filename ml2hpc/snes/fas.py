@@ -1,0 +1,225 @@
+"""Full approximation scheme: corrections from coarser levels, in nonlinear multigrid cycles (MG/OPT).
+
+    smooth H_l;   x_{l-1} <- argmin H_{l-1}, roughly, from P x_l;   x_l <- x_l + lambda I (x_{l-1} - P x_l);   smooth
+
+lambda is chosen by a line search, so that a cycle never raises L. With one level it is the coarsest level's solver.
+
+    multiplicative   the cycle above
+    additive         smoothing and coarse correction from the same point, added by the line search
+    full             starts with nested iteration, a cycle on each level, then as multiplicative
+    kaskade          starts with nested iteration, then smooths on the way up only
+
+Nested iteration solves on the coarsest level, takes the result to the next finer one, and so on, once. Its work is
+small against that of the finest level, and so it is the first thing to try on a deep network.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ml2hpc.linesearch import Line
+from ml2hpc.options import option
+from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
+from ml2hpc.snes.levels import Cycle, LevelSolvers, SmoothingOptions, Steps, rises, visits
+
+
+class FullApproximation(Method):
+    """Multigrid cycles on the problem itself, first-order consistent between levels.
+
+    References
+    ----------
+    Brandt: Multi-level adaptive solutions to boundary-value problems, Math. Comp. 31 (1977); Nash: A multigrid approach
+    to discretized optimization problems, Optim. Methods Softw. 14 (2000); Gaedke-Merzhäuser, Kopaničáková, Krause:
+    Multilevel minimization for deep residual networks, ESAIM Proc. 71 (2021).
+    """
+
+    @dataclass(frozen=True)
+    class Options(SmoothingOptions):
+        """Options `-snes_fas_*`; those that PETSc has bear its names."""
+
+        type: Literal["multiplicative", "additive", "full", "kaskade"] = option(
+            "multiplicative", "cycles; smoother and correction added; nested iteration with cycles; nested iteration"
+        )
+        cycles: Cycle = option("1", "1: V-cycles, 2: W-cycles, f: F-cycles", aliases={"v": "1", "w": "2"})
+        # PETSc has it off: it does not judge corrections by L. One objective on the level.
+        use_coarse_correction_linesearch: bool = option(
+            True, "search along coarse corrections by -snes_linesearch_*, else refuse those that raise L"
+        )
+        damping: float = option(1.0, "factor of coarse corrections without a search", above=0.0)
+
+    name = "fas"
+    title = "Full approximation scheme (fas)"
+    # The length of a coarse correction means something: a full step is taken if L falls enough.
+    linesearch = {"type": "bt"}
+
+    def configure(self, solver: SNES) -> None:
+        o = self.options
+        # Gradient descent, the published smoother, leaves the blocks of networks where they are.
+        self._levels = LevelSolvers(solver, "fas", o, {"snes_type": "qn"}, {})
+        self._nested = o.type in ("full", "kaskade")  # still to be done
+        self._failures = 0  # iterations in a row that failed
+
+    def set_up(self, solver: SNES) -> None:
+        self._levels.set_up(solver)
+
+    def rebind(self, solver: SNES) -> None:
+        self._levels.rebind(solver)
+
+    def step(self, solver: SNES, point: Point) -> Step:
+        levels, before = self._levels, self._levels.work
+        start = levels.open(solver, point)
+        end = self._nest(solver, start) if self._nested else start
+        if end is start and start.finite:
+            cycle = self._add if self.options.type == "additive" else self._cycle
+            end = cycle(solver, levels.finest, start)
+        moved = solver.problem.space.norm(end.x - start.x) > 0.0
+        new = levels.close(solver, end) if moved else point
+        solver.work.counts += levels.work.counts - before.counts
+        self._failures = 0 if moved else self._failures + 1
+        if not new.finite:
+            return Step.broken(point, "after the cycle")
+        return Step(new) if moved else Step(point, "no level lowers the objective")
+
+    def _steps(self, level: int) -> Steps:
+        steps = self._levels.steps[level]
+        return Steps(0, steps.up or steps.down) if self.options.type == "kaskade" and level else steps
+
+    # Cycles. -----------------------------------------------------------------------------------------------------
+
+    def _cycle(self, solver: SNES, level: int, point: Point, kind: Cycle | None = None) -> Point:
+        """Make a cycle on H_l from a point; return a point that is not above it. Collective."""
+        levels, steps = self._levels, self._steps(level)
+        point = levels.smooth(level, point, steps.down)
+        if level == 0:
+            return point
+        line = self._line(solver, level, point, self._correction(solver, level, point, kind))
+        if line is not None:
+            point = self._take(solver, line, point)
+        return levels.smooth(level, point, steps.up)
+
+    def _last(self, solver: SNES, level: int, point: Point, kind: Cycle) -> Tensor:
+        """Make the same cycle on a coarse level; return where it ends, without a gradient there. Collective."""
+        levels, steps = self._levels, self._steps(level)
+        if level == 0:
+            return levels.finish(0, point, steps.down)
+        point = levels.smooth(level, point, steps.down)
+        line = self._line(solver, level, point, self._correction(solver, level, point, kind))
+        if line is None:
+            return levels.finish(level, point, steps.up)
+        if steps.up:
+            return levels.finish(level, self._take(solver, line, point), steps.up)
+        return line.at(self._length(solver, line))
+
+    def _correction(self, solver: SNES, level: int, point: Point, kind: Cycle | None) -> Tensor | None:
+        """Return I e, shape (n_local,), from the next coarser level; None if L is no number there. Collective."""
+        levels = self._levels
+        start = levels.below(level, point)
+        if start is None:
+            return None
+        *before, last = visits(level, kind or self.options.cycles)
+        here = start
+        for visit in before:
+            here = self._cycle(solver, level - 1, here, visit)
+        return levels.levels.transfer(level - 1).prolong(self._last(solver, level - 1, here, last) - start.x)
+
+    def _line(self, solver: SNES, level: int, point: Point, e: Tensor | None) -> Line | None:
+        """Return H_l along a correction, None where there is none that descends. Collective."""
+        levels = self._levels
+        levels.tried += 1
+        if e is not None:
+            line = levels.children[level].line(point, -e)
+            if line.slope < 0:
+                return line
+        levels.rejected += 1
+        return None
+
+    def _length(self, solver: SNES, line: Line) -> float:
+        """Return the factor of a correction, 0 where none lowers H_l. Collective."""
+        o = self.options
+        if not o.use_coarse_correction_linesearch:
+            taken = line.value(o.damping) <= line.f
+            self._levels.rejected += not taken
+            return o.damping if taken else 0.0
+        assert solver.linesearch is not None
+        with solver.log.event("SNESLineSearch", solver.label):
+            result = solver.linesearch.search(line)
+        self._levels.rejected += bool(result.failure)
+        return 0.0 if result.failure else result.step
+
+    def _take(self, solver: SNES, line: Line, point: Point) -> Point:
+        """Return the point that the search along a line finds, the old one if H_l rises. Collective."""
+        step = self._length(solver, line)
+        if step == 0.0:
+            return point
+        f, g = line.gradient(step)
+        # The search `none` takes any step.
+        finite = math.isfinite(solver.problem.space.norm(g))
+        if finite and not rises(f, point.f):
+            return Point(line.at(step), f, g, g)
+        self._levels.rejected += 1
+        return point
+
+    def _add(self, solver: SNES, level: int, point: Point) -> Point:
+        """Add smoothing and coarse correction from the same point; return what is below. Collective."""
+        levels = self._levels
+        smoothed = levels.smooth(level, point, self._steps(level).down)
+        if level == 0:
+            return smoothed
+        start = levels.below(level, point)
+        if start is None:
+            return smoothed
+        e = levels.levels.transfer(level - 1).prolong(self._add(solver, level - 1, start).x - start.x)
+        line = self._line(solver, level, point, e + (smoothed.x - point.x))
+        together = point if line is None else self._take(solver, line, point)
+        return together if together.f < smoothed.f else smoothed
+
+    def _nest(self, solver: SNES, point: Point) -> Point:
+        """Solve on the coarsest level, then on the next finer one, and so on; return what is below L. Collective."""
+        levels = self._levels
+        self._nested = False
+        x = point.x
+        for level in range(levels.finest, 0, -1):
+            x = levels.levels.transfer(level - 1).project(x)
+        for level in range(levels.finest + 1):
+            if level:
+                x = levels.levels.transfer(level - 1).lift(x)
+            if level < levels.finest:
+                levels.see(level, levels.levels[level].problem)
+            here = levels.evaluated(level, x)
+            if not here.finite:
+                return point
+            if level and self.options.type == "kaskade":
+                here = levels.smooth(level, here, self._steps(level).up)
+            else:
+                here = self._cycle(solver, level, here)
+            x = here.x
+        return here if here.f < point.f else point
+
+    # State and views. --------------------------------------------------------------------------------------------
+
+    def reset(self) -> bool:
+        # Where levels without a memory have failed too, another try changes nothing.
+        return self._levels.forget() and self._failures < 2
+
+    def state(self, solver: SNES) -> Tree:
+        return {**self._levels.state(), "nested": self._nested, "failures": self._failures}
+
+    def load(self, solver: SNES, state: Tree) -> None:
+        self._levels.load(state)
+        self._nested, self._failures = bool(state["nested"]), int(state["failures"])
+
+    def inner(self) -> list[tuple[str, SNES]]:
+        return self._levels.inner()
+
+    def brief(self) -> str:
+        return f"fas({self.options.type}, {self._levels.brief()})"
+
+    def view(self) -> list[str]:
+        o = self.options
+        name = {"1": "V", "2": "W", "f": "F"}[o.cycles]
+        how = "line search" if o.use_coarse_correction_linesearch else f"damping={o.damping:g}"
+        return [f"type is {o.type.upper()}, {name}-cycles, coarse corrections by {how}", *self._levels.view()]

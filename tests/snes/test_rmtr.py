@@ -1,0 +1,198 @@
+"""Recursive trust regions: descent, containment in the finer regions, the ratio test, one level, bits over ranks."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from ml2hpc.errors import OptionsError
+from ml2hpc.problem.interface import Problem
+from ml2hpc.problem.transfer import Coarsening
+from ml2hpc.snes import SNES, Reason
+from ml2hpc.snes.interface import Point
+from ml2hpc.snes.rmtr import RecursiveTrustRegion
+from tests.problem.small import random
+from tests.snes.poisson import Interpolation, Poisson
+from tests.snes.problems import Analytic, rosenbrock, tree, world
+from tests.snes.test_fas import Misleading, history, network, parameters, start
+
+RMTR = "-snes_type rmtr"
+GRID = f"{RMTR} -dm_hierarchy grid"
+BOX = "-rmtr_coarse_snes_tr_norm_type infinity -rmtr_levels_snes_tr_norm_type infinity"
+
+
+class Spy:
+    """Every coarse correction of a solver: the region when it was asked for, where it started and how far it went."""
+
+    def __init__(self, solver: SNES) -> None:
+        assert isinstance(solver.method, RecursiveTrustRegion)
+        self.method = solver.method
+        self.levels = solver.method._levels
+        self.found: list[dict[str, Any]] = []
+        self._correct = solver.method._correct
+        solver.method._correct = self.correct  # type: ignore[method-assign]
+
+    def correct(self, level: int, point: Point, room: float, kind: Any) -> Point:
+        region = self.levels.children[level].method.region
+        assert region is not None
+        entry: dict[str, Any] = {"level": level, "radius": min(region.radius, room), "f": point.f}
+        judged = self.levels.children[level].method.judge
+
+        def judge(solver: SNES, s: torch.Tensor, rho: float) -> None:
+            entry.update(rho=rho, length=region.length(solver.problem.space, s), s=s)
+            judged(solver, s, rho)
+
+        self.levels.children[level].method.judge = judge  # type: ignore[method-assign]
+        end = self._correct(level, point, room, kind)
+        self.levels.children[level].method.judge = judged  # type: ignore[method-assign]
+        after = self.levels.children[level].method.region
+        assert after is not None
+        entry |= {"taken": end is not point, "after": after.radius, "delta": region.radius, "end": end}
+        self.found.append(entry)
+        return end
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "function"])
+@pytest.mark.parametrize("cycle", ["v", "w", "f"])
+@pytest.mark.parametrize("norm", ["", BOX])
+def test_coarse_steps_stay_in_the_region_and_pass_the_ratio_test(comm, norm, cycle, metric):
+    problem = network(comm, blocks=8)
+    solver = tree(f"{RMTR} {norm} -dm_metric {metric} -snes_rmtr_cycles {cycle} -snes_max_it 6", problem)
+    values: list[float] = []
+    history(solver, values)
+    spy = Spy(solver)
+    solver.solve(parameters(problem))
+    assert all(b <= a for a, b in pairwise(values)) and values[-1] < 0.8 * values[0]
+    judged = [e for e in spy.found if "rho" in e]
+    assert {e["level"] for e in judged} == {1, 2}
+    for e in judged:
+        assert e["length"] <= e["radius"] * (1 + 1e-12)
+        assert e["taken"] == (e["rho"] > 0.25)
+        if not e["rho"] >= 0.25:
+            assert e["after"] <= 0.5 * e["length"] * (1 + 1e-15)
+        elif e["rho"] <= 0.75:
+            assert e["after"] == e["delta"]
+        assert e["after"] <= 2 * e["delta"]
+    assert max(e["length"] / e["radius"] for e in judged) > 0.7, "some step uses its region"
+
+
+def test_the_ratio_is_of_the_fine_decrease_to_the_coarse_one(comm):
+    """On a quadratic with Galerkin's levels the coarse level predicts exactly."""
+    problem = Poisson(world(comm), 6)
+    solver = tree(f"{GRID} -snes_max_it 4", problem)
+    spy = Spy(solver)
+    solver.solve(start(problem))
+    judged = [e for e in spy.found if "rho" in e]
+    assert len(judged) >= 5
+    assert all(abs(e["rho"] - 1.0) < 1e-6 for e in judged)
+
+
+@pytest.mark.parametrize("cycle", ["v", "w", "f"])
+@pytest.mark.parametrize("levels", range(3, 9))
+def test_regions_do_not_slow_multigrid_down(comm, levels, cycle):
+    problem = Poisson(world(comm), 8, 10.0)
+    options = f"{GRID} -dm_levels {levels} -snes_rmtr_cycles {cycle} -snes_rmtr_smoothcoarse 50 -snes_rtol 1e-8"
+    options += " -rmtr_levels_snes_tr_qn none -rmtr_levels_snes_tr_cg_max_it 2 -rmtr_coarse_snes_tr_qn none"
+    solver = tree(f"{options} -snes_max_it 30", problem)
+    solver.solve(start(problem))
+    assert solver.reason == Reason.CONVERGED_FNORM_RELATIVE, solver.failure
+    assert solver.iteration <= 8
+
+
+def test_misleading_levels_are_refused_and_shrink_the_region(comm):
+    problem = Misleading(world(comm), 5)
+    solver = tree(f"{GRID} -dm_levels 2 -snes_max_it 12", problem)
+    values: list[float] = []
+    history(solver, values)
+    spy = Spy(solver)
+    solver.solve(start(problem))
+    assert all(b <= a for a, b in pairwise(values))
+    refused = [e for e in spy.found if "rho" in e and not e["taken"]]
+    assert refused
+    assert all(e["after"] <= 0.5 * e["delta"] for e in refused)
+    assert spy.levels.rejected == len(refused)
+    assert "coarse corrections refused: " + str(len(refused)) in solver.view()
+
+
+def test_one_level_is_newtontr(comm):
+    region = "-snes_tr_qn lsr1 -snes_tr_delta0 1 -snes_tr_t1 0.5"
+    found = tree(f"{RMTR} -dm_levels 1 -snes_rmtr_smoothcoarse 1 -snes_max_it 9", rosenbrock(world(comm)))
+    expected = tree(f"-snes_type newtontr {region} -snes_max_it 9", rosenbrock(world(comm)))
+    x = torch.linspace(0.3, 1.2, 6, dtype=torch.float64)
+    a, b = found.solve(x), expected.solve(x)
+    assert torch.equal(a.x, b.x) and a.f == b.f
+    assert (found.work.counts == expected.work.counts).all()
+
+
+@pytest.mark.parametrize("kind", ["newtontr -npc_snes_tr_delta0 0.05", "qn"])
+def test_the_region_of_a_parent_holds(comm, kind):
+    """As a preconditioner of a trust region, all cycles of a solve stay in it."""
+    problem = network(comm, blocks=8)
+    outer = kind.replace("npc_", "") + " -npc_snes_type rmtr -npc_snes_max_it 4 -npc_rmtr_levels_snes_tr_delta0 10"
+    solver = tree(f"-snes_type {outer} -snes_max_it 1", problem)
+    x = parameters(problem)
+    assert solver.npc is not None
+    npc, ends = solver.npc, []
+    solve = npc.solve
+    npc.solve = lambda *a, **k: ends.append(solve(*a, **k)) or ends[-1]  # type: ignore[method-assign,func-returns-value]
+    solver.solve(x)
+    moved = float((ends[0].x - x).norm())
+    assert npc.iteration == 4 or npc.reason == Reason.DIVERGED_LINE_SEARCH
+    assert (moved <= 0.05 * (1 + 1e-12)) == ("newtontr" in kind)
+
+
+@pytest.mark.parallel(2, 3)
+@pytest.mark.parametrize("options", ["", "-dm_metric function -snes_rmtr_cycles f", "-snes_rmtr_batch 20"])
+def test_bits_do_not_depend_on_the_ranks(comm, options):
+    from mpi4py import MPI
+
+    ends = []
+    for ranks in (comm, MPI.COMM_SELF):
+        problem = network(ranks)
+        solver = tree(f"{RMTR} {options} -snes_max_it 4", problem)
+        ends.append((solver.solve(parameters(problem)), solver.work.counts))
+    assert torch.equal(ends[0][0].x, ends[1][0].x)
+    assert ends[0][0].f == ends[1][0].f
+    assert (ends[0][1] == ends[1][1]).all()
+
+
+class Broken(Poisson):
+    """A fine level that is no number away from its start, which coarse levels do not know."""
+
+    def value_and_gradient(self, x: torch.Tensor) -> tuple[float, torch.Tensor]:
+        f, g = super().value_and_gradient(x)
+        return (f, g) if self.k < 5 or float(x.abs().max()) <= 1.0 else (math.nan, g)
+
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Interpolation]:
+        target = Analytic(self.comm, lambda x, d: (x - 5).square().sum(), 2 ** (self.k - 1) - 1)
+        return target, Interpolation()
+
+
+def test_coarse_steps_to_where_nothing_is_a_number_are_refused(comm):
+    problem = Broken(world(comm), 5)
+    options = "-rmtr_levels_snes_tr_delta0 8 -rmtr_coarse_snes_tr_delta0 8 -snes_max_it 15"
+    solver = tree(f"{GRID} -dm_levels 2 -snes_rmtr_smoothing [(0),{{1}}] {options}", problem)
+    spy = Spy(solver)
+    x = 0.9 * torch.sin(torch.arange(31, dtype=torch.float64))
+    point = solver.solve(x)
+    assert point.finite and point.f < problem.objective(x)
+    assert any(e.get("rho") == -math.inf for e in spy.found)
+
+
+def test_smoothers_without_a_region_are_refused(comm):
+    with pytest.raises(OptionsError, match="-rmtr_levels_1_snes_type qn: has no trust region; use newtontr"):
+        tree(f"{GRID} -rmtr_levels_snes_type qn", Poisson(world(comm), 5))
+    with pytest.raises(OptionsError, match="choose the same on all levels"):
+        tree(f"{GRID} -rmtr_coarse_snes_tr_norm_type infinity", Poisson(world(comm), 5))
+
+
+def test_random_starts_of_a_network_all_descend(comm):
+    problem = network(comm)
+    for seed in range(3):
+        x = random(problem.space.n, seed)
+        point = tree(f"{RMTR} -snes_max_it 10", problem).solve(x)
+        assert point.f < 0.7 * problem.objective(x)
