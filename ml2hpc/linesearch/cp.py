@@ -10,6 +10,7 @@ from ml2hpc.linesearch.interface import Line, LineSearch, Result, secant_step
 class CriticalPoint(LineSearch):
     """Secant steps on phi', then halved until L falls: a critical point uphill is never taken."""
 
+    measures = True
     default_order = "1"
 
     def _search(self, line: Line) -> Result:

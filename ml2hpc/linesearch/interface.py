@@ -134,6 +134,7 @@ class Line:
 class LineSearch(ABC):
     """Chooses lambda > 0 such that L(x - lambda y) < L(x), up to the round-off of L; except for `none`."""
 
+    measures: ClassVar[bool] = False  # whether the step comes from the curvature along y, whatever the length of y
     default_max_it: ClassVar[int] = 1
     default_maxlambda: ClassVar[float] = 1.0
     default_ltol: ClassVar[float] = 1e-8

@@ -14,6 +14,7 @@ class LinearCG(LineSearch):
     direction. The step is halved until L falls.
     """
 
+    measures = True
     default_maxlambda = 1e6  # the curvature knows the scale of the step, so none has to be assumed
 
     def _search(self, line: Line) -> Result:

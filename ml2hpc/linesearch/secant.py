@@ -13,6 +13,8 @@ _NOISE = 16 * sys.float_info.epsilon  # relative, of a second difference of valu
 class Secant(LineSearch):
     """l <- l - phi'(l) (l - l_old) / (phi'(l) - phi'(l_old)), phi' by second-order one-sided differences of phi."""
 
+    measures = True
+
     def _search(self, line: Line) -> Result:
         o = self.options
         old, value_old = 0.0, line.f

@@ -35,7 +35,7 @@ class NewtonTR(Method):
 
         rho = (L(x) - L(x + s)) / -m(s)
         Delta+ = t1 min(Delta, |s|)        if rho < eta2
-                 min(t2 Delta, deltamax)   if rho > eta3 and |s| = Delta, else Delta
+                 min(t2 Delta, deltamax)   if rho > eta3 and Delta bound the step, else Delta
 
     B is the Hessian or the Gauss-Newton matrix by its action, or a symmetric rank-one model of secant pairs. A refused
     trial costs an objective; of secant models a gradient, from which the model learns. Where L(x) - L(x + s) and -m(s)
@@ -60,7 +60,7 @@ class NewtonTR(Method):
         deltamax: float = option(1e10, "largest radius", above=0.0, below=math.inf)
         eta1: float = option(0.001, "take a step when L falls by more than this share of the model", at_least=0.0)
         eta2: float = option(0.25, "shrink the radius when the share is below", at_least=0.0)
-        eta3: float = option(0.75, "grow the radius when the share is above, for a step on the boundary", at_least=0.0)
+        eta3: float = option(0.75, "grow the radius when the share is above, for a step that it bound", at_least=0.0)
         t1: float = option(0.25, "factor of a shrinking radius", above=0.0, below=1.0)
         t2: float = option(2.0, "factor of a growing radius", above=1.0)
         norm_type: Literal["2", "infinity"] = option("2", "the region is a ball, or a box")
@@ -201,7 +201,7 @@ class NewtonTR(Method):
             decrease = -0.5 * solver.problem.space.dot(point.g + new.g, trial.s)
         rho = decrease / trial.decrease
         enough = rho > self.options.eta1 and self._sufficient(solver, point, trial, radius)
-        self._adapt(rho if enough else -math.inf, length, radius)
+        self._adapt(rho if enough else -math.inf, length, radius, bound=trial.boundary or length >= _ON * radius)
         if not enough:
             return None
         new = self._point(solver, point, x) if new is None else new
@@ -225,13 +225,13 @@ class NewtonTR(Method):
         least: float = o.kmdc * norm * min(radius, norm / max(stiffness, 1e-300))
         return trial.decrease >= least
 
-    def _adapt(self, rho: float, length: float, radius: float) -> None:
-        """Change the radius; NaN shrinks it. Not collective."""
+    def _adapt(self, rho: float, length: float, radius: float, *, bound: bool) -> None:
+        """Change the radius, which bound the step if `bound`; NaN shrinks it. Not collective."""
         o = self.options
         if not rho >= o.eta2:
             # A radius above the step's length would give the same step again.
             self._delta = o.t1 * min(self._delta, radius, length)
-        elif rho > o.eta3 and length >= _ON * radius:
+        elif rho > o.eta3 and bound:
             self._delta = min(max(self._delta, o.t2 * radius), o.deltamax)
 
     def _length(self, solver: SNES, s: Tensor) -> float:
@@ -289,7 +289,8 @@ class NewtonTR(Method):
         predicted, decrease = model.decrease(s), point.f - half.f
         taken = half.finite and decrease > self.options.eta1 * max(predicted, model.cauchy(radius / gg))
         if predicted > 0.0 or not decrease > 0.0:  # else L falls where the model rises: no reason to change the radius
-            self._adapt(decrease / abs(predicted) if predicted else -math.inf, length, radius)
+            rho = decrease / abs(predicted) if predicted else -math.inf
+            self._adapt(rho, length, radius, bound=length >= _ON * radius)
         if self._secant is not None and half.finite:
             self._secant.update(s, half.g - point.g)
         return half if taken else point

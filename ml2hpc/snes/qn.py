@@ -42,7 +42,9 @@ class QuasiNewton(DirectionMethod):
             "none", "keep a dense inverse of all unknowns, or only its diagonal blocks, one for each layer"
         )
         m: int = option(10, "stored pairs (lbfgs)", at_least=1)
-        scale_type: Literal["scalar", "none"] = option("scalar", "scaling of the start matrix (lbfgs)")
+        scale_type: Literal["scalar", "none"] = option(
+            "scalar", "start matrix: a multiple of the identity by the last pair, or the identity (lbfgs)"
+        )
         restart_type: Literal["none", "powell", "periodic"] = option("none", "when to forget all pairs")
         restart: int = option(30, "pairs between two restarts (periodic)", at_least=1)
         powell_gamma: float = option(
@@ -109,7 +111,7 @@ class QuasiNewton(DirectionMethod):
             self.reset()
         self._previous = point.r
         y = self.inverse.apply(point.r)
-        if self.inverse.pairs == 0:
+        if self.inverse.pairs == 0 and self._guesses(solver):
             # Without curvature the gradient's length means nothing: at most a unit step in the 1-norm.
             y *= min(1.0, 1.0 / max(solver.problem.space.one_norm(point.r), 1e-300))
         mu = self.options.momentum
@@ -117,6 +119,12 @@ class QuasiNewton(DirectionMethod):
             self._velocity = mu * y if self._velocity is None else (1 - mu) * self._velocity + mu * y
             y = self._velocity
         return y
+
+    def _guesses(self, solver: SNES) -> bool:
+        """Whether the first step has to guess its length: the search does not measure it, and scaling is asked for."""
+        assert solver.linesearch is not None
+        unscaled = self.options.type == "lbfgs" and self.options.scale_type == "none"
+        return not (solver.linesearch.measures or unscaled)
 
     def update(self, solver: SNES, old: Point, new: Point, step: float) -> None:
         exact = self.options.momentum == 1.0 and self.inverse.pairs > 0

@@ -17,7 +17,7 @@ from ml2hpc.vec import VectorSpace
 
 @dataclass(frozen=True)
 class Trial:
-    """A step, shape (n_local,), with the decrease -m(s) of the model, and whether it ends on the boundary."""
+    """A step, shape (n_local,), with the decrease -m(s) of the model, and whether the ball cut it short."""
 
     s: Tensor
     decrease: float

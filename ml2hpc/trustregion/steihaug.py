@@ -83,7 +83,7 @@ class SteihaugToint(Subproblem):
         if tau is None:
             return Trial(self._s.clone(), decrease, boundary=False)
         if self._fallback == "cauchy":
-            return self._cauchy(radius)
+            return self._cauchy(radius)[0]
         if self._fallback == "dogleg" and self._segments[-1].curvature > 0.0:
             return self._dogleg(radius)
         return Trial(self._at(last, tau), decrease, boundary=True)
@@ -129,17 +129,18 @@ class SteihaugToint(Subproblem):
         lengths = [segment.length for segment in self._segments[:last]] + [tau]
         return torch.stack(self._directions[: last + 1]).T @ self._s.new_tensor(lengths)
 
-    def _cauchy(self, radius: float) -> Trial:
+    def _cauchy(self, radius: float) -> tuple[Trial, bool]:
+        """Return the Cauchy point, which the ball forces even where it is inside, and whether it is on the boundary."""
         first = self._segments[0]
         edge = first.exit(radius)
         t = min(edge, first.length)
-        return Trial(t * self._directions[0], first.decrease(t), boundary=t == edge)
+        return Trial(t * self._directions[0], first.decrease(t), boundary=True), t == edge
 
     def _dogleg(self, radius: float) -> Trial:
         """Cut the path 0, Cauchy point c, whole step s, with B s = -g - r and B c = -t B g known."""
         space, g, t = self._model.space, self._model.g, self._segments[0].length
-        cauchy = self._cauchy(radius)
-        if cauchy.boundary:
+        cauchy, on_boundary = self._cauchy(radius)
+        if on_boundary:
             return cauchy
         d = self._s - cauchy.s
         bd = t * self._bg - g - self._r

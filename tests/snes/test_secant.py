@@ -165,6 +165,28 @@ def test_quasi_newton_is_superlinear(comm, kind, memory, factor):
     assert (norms[-1] / norms[-5]) ** 0.25 < factor
 
 
+@pytest.mark.parametrize(
+    ("options", "scaled"),
+    [
+        ("-snes_linesearch_type wolfe", True),
+        ("-snes_linesearch_type bt", True),
+        ("-snes_qn_type bfgs -snes_linesearch_type bt", True),
+        ("-snes_qn_scale_type none -snes_linesearch_type bt", False),
+        ("-snes_linesearch_type cp", False),
+        ("-snes_linesearch_type secant", False),
+        ("-snes_qn_type bfgs -snes_linesearch_type ncglinear", False),
+    ],
+)
+def test_the_first_direction_is_cut_where_the_search_does_not_measure_it(comm, options, scaled):
+    solver = tree(f"-snes_type qn {options}", quadratic(world(comm)))
+    x = torch.linspace(-1, 1.5, 8, dtype=torch.float64)
+    point = solver.point(x, *solver.gradient(x))
+    length = float(point.g.abs().sum())
+    assert length > 2.0
+    assert isinstance(solver.method, QuasiNewton)
+    torch.testing.assert_close(solver.method.direction(solver, point), point.g / (length if scaled else 1.0))
+
+
 @pytest.mark.parametrize("kind", ["lbfgs", "bfgs", "ssbfgs", "ssbroyden"])
 def test_exact_searches_on_a_quadratic_end_after_n_steps(comm, kind):
     """Every update of the Broyden family generates conjugate directions; the secant search is exact here."""

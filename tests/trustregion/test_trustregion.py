@@ -145,6 +145,16 @@ def test_a_second_radius_costs_no_product(b, fallback):
     assert counted.products == before
 
 
+def test_a_cauchy_point_inside_is_forced_by_the_ball_where_the_path_leaves_it():
+    """So its radius may grow; else Newton's step would stay out of reach."""
+    g = normal(N, seed=2)
+    radius = 0.99 * float(torch.linalg.solve(DEFINITE, g).norm())
+    trial = steihaug(DEFINITE, g, "cauchy").solve(radius)
+    assert float(trial.s.norm()) < 0.9 * radius
+    assert trial.boundary
+    assert not steihaug(DEFINITE, g, "cauchy").solve(1.02 * radius).boundary
+
+
 @pytest.mark.parametrize("b", [DEFINITE, INDEFINITE])
 @pytest.mark.parametrize("radius", [0.05, 0.5, 3.0])
 def test_the_fallbacks_lie_between_cauchy_and_the_minimum(b, radius):
