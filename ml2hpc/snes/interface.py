@@ -165,7 +165,7 @@ class Method(ABC):
         """The trust region of the next step; None where the type has none."""
         return None
 
-    def judge(self, solver: SNES, s: Tensor, rho: float) -> None:
+    def judge(self, solver: SNES, s: Tensor, rho: float, *, bound: bool) -> None:
         """Change the trust region by a step that was made elsewhere. Collective if sharded.
 
         Parameters
@@ -174,6 +174,8 @@ class Method(ABC):
             The step, shape (n_local,).
         rho
             The decrease of L over the one that was predicted.
+        bound
+            Whether the region kept it from going further.
         """
         raise UnsupportedError(f"-{solver.prefix}snes_type {self.name}: has no trust region; use newtontr")
 
