@@ -22,6 +22,10 @@ Nonlinear Schwarz on overlapping boxes, alone or as a preconditioner; the second
     mpirun -n 4 python -m ml2hpc.apps.bratu -bratu_mms 1 -da_grid_x 49 -da_grid_y 49 -da_overlap 3 -snes_monitor \
         -snes_type nasm -snes_nasm_type restrict -snes_linesearch_type none -sub_snes_max_it 500 -snes_max_it 10
 
+Nonlinear multigrid, whose number of cycles does not depend on the grid:
+
+    mpirun -n 4 python -m ml2hpc.apps.bratu -options_file apps/options/bratu_fas.opts
+
 Everything else:
 
     python -m ml2hpc.apps.bratu -help
@@ -185,6 +189,8 @@ def report(run: Run, solver: SNES, solution: Solution, point: Point) -> None:
 # test: mpirun -n 2 python -m ml2hpc.apps.bratu -restart run.h5 -snes_max_it 4
 # test: python -m ml2hpc.apps.bratu -restart run.h5 -snes_max_it 5
 # test: mpirun -n 2 python -m ml2hpc.apps.bratu -snes_type nasm -snes_nasm_type multiplicative -snes_max_it 1
+# test: mpirun -n 4 python -m ml2hpc.apps.bratu -options_file $CHECKOUT/apps/options/bratu_fas.opts -snes_max_it 2
+# test: mpirun -n 2 python -m ml2hpc.apps.bratu -restart run.h5 -snes_max_it 4
 # test: python -m ml2hpc.apps.bratu -snes_type qn -snes_qn_type ssbroyden -da_grid_x 9 -da_grid_y 9
 # test: python -m ml2hpc.apps.plot run.h5
 # test: test -s run_solution.png -a -s run_convergence.png

@@ -32,6 +32,10 @@ Other data, networks and solvers:
     python -m ml2hpc.apps.resnet -data_set spirals -resnet_width 8 -resnet_final_time 10 -resnet_scheme verlet
     python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mnist.opts -data_path mnist
     python -m ml2hpc.apps.resnet -options_file apps/options/resnet_images.opts
+
+Levels with half the blocks each: MG/OPT as published, nested iteration, multigrid cycles, recursive trust regions:
+
+    python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mgopt.opts      # and resnet_nested, _fas, _rmtr
     python -m ml2hpc.apps.resnet -data_set libsvm -data_path australian -resnet_blocks 8
 
 Go on from a file on other numbers of ranks; draw loss, accuracies and movement:
@@ -306,6 +310,11 @@ def report(run: Run, solver: SNES, progress: Progress, point: Point) -> None:
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_published.opts -snes_max_it 2
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_adam.opts -snes_max_it 2
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_ssbroyden.opts -snes_max_it 2
+# test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_mgopt.opts -snes_max_it 2
+# test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_nested.opts -snes_max_it 2 -data_train 300
+# test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_rmtr.opts -snes_max_it 2 -data_train 300
+# test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_fas.opts -snes_max_it 2 -data_train 300
+# test: mpirun -n 2 python -m ml2hpc.apps.resnet -restart run.h5 -snes_max_it 3 -snes_view -log_view
 # test: python -m ml2hpc.apps.resnet -snes_type gn -snes_max_it 2 -resnet_blocks 4 -data_train 100
 # test: python -m ml2hpc.apps.resnet -snes_max_it 3 -data_train 300 -resnet_blocks 8
 # test: python -m ml2hpc.apps.plot run.h5

@@ -24,11 +24,11 @@ from ml2hpc.snes.levels import Cycle, LevelSolvers, SmoothingOptions, visits
 _SPENT = 1e-6  # of what the finer level allows: with less of it left, a level is done
 _ON = 0.9  # of what a level allows: several steps inside end near the boundary, not on it
 _ROUNDING = 1e-12  # of L: a decrease below is judged by gradients
-# As in the published implementation for residual networks, where the first radius is 10 and not bounded further.
+# As in the published implementation for residual networks.
 _REGION = {
     "snes_type": "newtontr",
     "snes_tr_qn": "lsr1",
-    "snes_tr_delta0": 1.0,
+    "snes_tr_delta0": 10.0,
     "snes_tr_eta2": 0.25,
     "snes_tr_eta3": 0.75,
     "snes_tr_t1": 0.5,

@@ -10,6 +10,8 @@ import torch
 
 from ml2hpc.errors import OptionsError
 from ml2hpc.problem.control import Architecture
+from ml2hpc.problem.energies import Bratu
+from ml2hpc.problem.grid import GridProblem
 from ml2hpc.problem.interface import Problem, ShardedProblem
 from ml2hpc.problem.resnet import ResNetModel, ResNetProblem, Samples
 from ml2hpc.problem.transfer import Coarsening
@@ -106,6 +108,19 @@ def test_a_cycle_of_the_published_network_costs_what_its_blocks_cost(comm):
     solver.solve(parameters(problem))
     half = problem.coarsen(Coarsening("depth"))[0].cost.gradient / problem.cost.gradient
     assert solver.work["gradients", "work"] == pytest.approx(1.0 + 2 * (2 * half + 2.0), rel=1e-14)
+
+
+@pytest.mark.parallel(1, 2, 4)
+@pytest.mark.parametrize(("nodes", "levels"), [(17, 3), (33, 4), (65, 5)])
+def test_cycles_do_not_depend_on_the_grid_nor_on_the_ranks(comm, nodes, levels):
+    """The Bratu problem with L-BFGS as smoother."""
+    problem = GridProblem(world(comm), Bratu(6.0), (nodes, nodes))
+    solver = tree(f"{FAS} -dm_levels {levels} -snes_rtol 1e-6", problem)
+    point = solver.solve(problem.guess())
+    assert solver.reason == Reason.CONVERGED_FNORM_RELATIVE
+    assert solver.iteration <= 8
+    assert solver.work["gradients", "work"] < 60
+    assert problem.space.norm(problem.gradient(point.x)) == pytest.approx(problem.space.norm(point.g), rel=1e-6)
 
 
 # ---- the method ------------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_misleading_levels_are_refused_and_shrink_the_region(comm):
 
 
 def test_one_level_is_newtontr(comm):
-    region = "-snes_tr_qn lsr1 -snes_tr_delta0 1 -snes_tr_t1 0.5"
+    region = "-snes_tr_qn lsr1 -snes_tr_delta0 10 -snes_tr_t1 0.5"
     found = tree(f"{RMTR} -dm_levels 1 -snes_rmtr_smoothcoarse 1 -snes_max_it 9", rosenbrock(world(comm)))
     expected = tree(f"-snes_type newtontr {region} -snes_max_it 9", rosenbrock(world(comm)))
     x = torch.linspace(0.3, 1.2, 6, dtype=torch.float64)

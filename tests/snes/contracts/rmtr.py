@@ -11,7 +11,7 @@ TREES = {
     "rmtr W": (f"{RMTR} -snes_rmtr_cycles 2", 60, 1e-8),
     "rmtr F, in boxes": (f"{RMTR} -snes_rmtr_cycles f {BOX}", 60, 1e-8),
     "rmtr, Hessian on the coarsest level": (f"{RMTR} -rmtr_coarse_snes_tr_qn none", 60, 1e-8),
-    "rmtr of one level": (f"{RMTR} -dm_levels 1", 30, 1e-8),
+    "rmtr of one level": (f"{RMTR} -dm_levels 1 -snes_rmtr_smoothcoarse 2", 30, 1e-8),
 }
 CHANGES: dict[str, tuple[str, str]] = {
     "cycles": (f"{RMTR} -snes_rmtr_smoothcoarse 1", "2"),
