@@ -311,9 +311,9 @@ def report(run: Run, solver: SNES, progress: Progress, point: Point) -> None:
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_adam.opts -snes_max_it 2
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_ssbroyden.opts -snes_max_it 2
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_mgopt.opts -snes_max_it 2
-# test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_nested.opts -snes_max_it 2 -data_train 300
-# test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_rmtr.opts -snes_max_it 2 -data_train 300
-# test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_fas.opts -snes_max_it 2 -data_train 300
+# test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_nested.opts -snes_max_it 2
+# test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_rmtr.opts -snes_max_it 2
+# test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_fas.opts -snes_max_it 2
 # test: mpirun -n 2 python -m ml2hpc.apps.resnet -restart run.h5 -snes_max_it 3 -snes_view -log_view
 # test: python -m ml2hpc.apps.resnet -snes_type gn -snes_max_it 2 -resnet_blocks 4 -data_train 100
 # test: python -m ml2hpc.apps.resnet -snes_max_it 3 -data_train 300 -resnet_blocks 8

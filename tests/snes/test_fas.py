@@ -221,11 +221,14 @@ def test_nested_iteration_reaches_the_error_of_the_grid_in_one_cycle(comm):
 
 
 def test_nested_iteration_is_done_once(comm):
-    problem = Poisson(world(comm), 5)
-    solver = tree(f"{FAS} -snes_fas_type full -snes_max_it 1", problem)
+    """Without memories the second solve makes the cycle that a solver without nested iteration makes."""
+    problem = Poisson(world(comm), 6)
+    options = f"{FAS} {DESCENT} {jacobi(3, 6, 0)} -snes_max_it 1"
+    solver = tree(f"{options} -snes_fas_type full", problem)
     first = solver.solve(start(problem))
-    again = solver.solve(first.x)
-    assert again.f < first.f, "the second solve goes on from its start"
+    second = solver.solve(first.x)
+    assert torch.equal(second.x, tree(options, problem).solve(first.x).x)
+    assert not torch.equal(first.x, tree(options, problem).solve(start(problem)).x)
 
 
 def test_steps_in_the_metric_of_functions_do_not_vanish_with_the_step_in_time(comm):
@@ -332,6 +335,22 @@ def test_a_batch_sees_its_samples_only(comm):
         rows = torch.randperm(12, generator=generator)[:5].sort().values
         expected = expected - 0.05 * problem.sample(rows).gradient(expected)
     torch.testing.assert_close(ends[0], expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["fas", "rmtr"])
+def test_restarted_batches_are_those_of_the_straight_run(comm, kind):
+    problem, x = network(comm), parameters(network(comm))
+    options = f"-snes_type {kind} -snes_{kind}_batch 20 -snes_max_it"
+    straight = tree(f"{options} 4", problem)
+    expected = straight.solve(x)
+    first = tree(f"{options} 2", problem)
+    half = first.solve(x)
+    second = tree(f"{options} 4", problem)
+    second.load(first.state())
+    point = second.resume(half)
+    assert torch.equal(point.x, expected.x)
+    counts = [next(line for line in s.view().split("\n") if "corrections refused" in line) for s in (second, straight)]
+    assert counts[0] == counts[1]
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

@@ -91,6 +91,17 @@ def test_the_ratio_is_of_the_fine_decrease_to_the_coarse_one(comm):
     assert all(abs(e["rho"] - 1.0) < 1e-6 for e in judged)
 
 
+@pytest.mark.parametrize("eta", [0.5, 0.9, 0.98])
+def test_a_coarse_step_is_taken_where_the_ratio_is_above_eta(comm, eta):
+    problem = network(comm, blocks=8)
+    solver = tree(f"{RMTR} -snes_rmtr_eta {eta} -snes_max_it 8", problem)
+    spy = Spy(solver)
+    solver.solve(parameters(problem))
+    judged = [e for e in spy.found if "rho" in e]
+    assert [e["taken"] for e in judged] == [e["rho"] > eta for e in judged]
+    assert any(0.0 < e["rho"] <= eta for e in judged) or eta < 0.98
+
+
 @pytest.mark.parametrize("cycle", ["v", "w", "f"])
 @pytest.mark.parametrize("levels", range(3, 9))
 def test_regions_do_not_slow_multigrid_down(comm, levels, cycle):
