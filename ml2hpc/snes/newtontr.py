@@ -142,7 +142,8 @@ class NewtonTR(Method):
         return Region(self._delta, self.options.norm_type)
 
     def judge(self, solver: SNES, s: Tensor, rho: float) -> None:
-        self._adapt(rho, self._length(solver, s), self._delta)
+        length = self._length(solver, s)
+        self._adapt(rho, length, self._delta, bound=length >= _ON * self._delta)
 
     # The step. ---------------------------------------------------------------------------------------------------
 
