@@ -212,7 +212,7 @@ def test_two_levels_take_the_same_iterations_for_any_number_of_subdomains(comm):
     ("options", "message"),
     [
         ("", "needs -snes_composite_sneses"),
-        ("-snes_composite_sneses qn,newton", "must be one of nrichardson qn"),
+        ("-snes_composite_sneses qn,newton", "must be one of newtonls newtontr gn"),
         ("-snes_composite_sneses qn -snes_composite_damping 0.5", "only additive weights"),
         ("-snes_composite_sneses qn,qn -snes_composite_type additive -snes_composite_damping 1", "1 factors for 2"),
     ],

@@ -113,7 +113,11 @@ def test_a_monitor_with_detail_prints_the_objective(comm, capsys):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ("-snes_type nasm -npc_snes_type qn", UnsupportedError, "nasm cannot use a nonlinear preconditioner; nrichar"),
+        (
+            "-snes_type nasm -npc_snes_type qn",
+            UnsupportedError,
+            "nasm cannot use a nonlinear preconditioner; newtonls, newtontr",
+        ),
         ("-snes_type torchoptim -npc_snes_type qn -snes_npc_side left", UnsupportedError, "torchoptim supports right"),
         ("-snes_type qn -snes_npc_side right", OptionsError, "there is no -npc_snes_type"),
         (

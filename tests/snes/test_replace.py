@@ -54,8 +54,8 @@ def set_matrix(inverse: DenseInverse, h: torch.Tensor) -> None:
     inverse.retarget()
 
 
-# A left NPC is applied once more to the same iterate, and learns from it.
-@pytest.mark.parametrize("name", [name for name in TREES if "left" not in name])
+# A left NPC is applied once more to the same iterate, and learns from it; inside a step of PETSc nothing is replaced.
+@pytest.mark.parametrize("name", [name for name in TREES if "left" not in name and not name.startswith("petsc")])
 def test_replacing_a_problem_by_itself_changes_nothing(comm, name):
     options = f"{TREES[name][0]} -snes_rtol 0 -snes_stol 0 -snes_max_it 8"
     plain = tree(options, quadratic(world(comm)))
