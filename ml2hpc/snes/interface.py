@@ -30,7 +30,7 @@ from ml2hpc.options import option
 from ml2hpc.problem.interface import Cost, Problem
 from ml2hpc.snes import view
 from ml2hpc.snes.reasons import Reason
-from ml2hpc.vec import VectorSpace
+from ml2hpc.trustregion import Region
 
 Side = Literal["left", "right"]
 Observer = Callable[["SNES", "Point", float, float], Reason]
@@ -92,18 +92,6 @@ class Step:
     def broken(cls, point: Point, what: str) -> Step:
         """Return a failure by numbers that are none: L or its gradient is infinite or not a number."""
         return cls(point, f"{what}: the objective or its gradient is not a number", Reason.DIVERGED_OBJECTIVE_NANORINF)
-
-
-@dataclass(frozen=True)
-class Region:
-    """A trust region: |s| <= radius, in the 2-norm or the maximum norm."""
-
-    radius: float
-    norm: Literal["2", "infinity"]
-
-    def length(self, space: VectorSpace, s: Tensor) -> float:
-        """Return |s|, for s of shape (n_local,). Collective if sharded."""
-        return space.norm(s) if self.norm == "2" else float(space.gather(s).abs().max())
 
 
 class Method(ABC):

@@ -17,7 +17,6 @@ TREES = {
         300,
         1e-6,
     ),
-    "fas of batches": (f"{FAS} -snes_fas_batch 1", 60, 1e-8),
     "fas of one level": (f"{FAS} -dm_levels 1", 30, 1e-8),
 }
 CHANGES: dict[str, tuple[str, str]] = {
