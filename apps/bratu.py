@@ -90,6 +90,7 @@ def build(run: Run) -> tuple[GridProblem, Tree]:
         "dm_decomposition": "boxes",
         "dm_subdomains": int(restored.get("subdomains", run.comm.size)),
         "dm_overlap": grid.overlap,
+        "dm_hierarchy": ("grid",),
     }
     problem = GridProblem(run.comm, energy, (grid.grid_x, grid.grid_y), run.dtype, run.device)
     return problem, {prefix + name: value for prefix in DECOMPOSES for name, value in default.items()}

@@ -98,7 +98,7 @@ class FullApproximation(Method):
             return point
         line = self._line(solver, level, point, self._correction(solver, level, point, kind))
         if line is not None:
-            point = self._take(solver, line, point)
+            point = self._take(solver, level, line, point)
         return levels.smooth(level, point, steps.up)
 
     def _last(self, solver: SNES, level: int, point: Point, kind: Cycle) -> Tensor:
@@ -111,7 +111,7 @@ class FullApproximation(Method):
         if line is None:
             return levels.finish(level, point, steps.up)
         if steps.up:
-            return levels.finish(level, self._take(solver, line, point), steps.up)
+            return levels.finish(level, self._take(solver, level, line, point), steps.up)
         return line.at(self._length(solver, line))
 
     def _correction(self, solver: SNES, level: int, point: Point, kind: Cycle | None) -> Tensor | None:
@@ -150,14 +150,14 @@ class FullApproximation(Method):
         self._levels.rejected += bool(result.failure)
         return 0.0 if result.failure else result.step
 
-    def _take(self, solver: SNES, line: Line, point: Point) -> Point:
+    def _take(self, solver: SNES, level: int, line: Line, point: Point) -> Point:
         """Return the point that the search along a line finds, the old one if H_l rises. Collective."""
         step = self._length(solver, line)
         if step == 0.0:
             return point
         f, g = line.gradient(step)
         # The search `none` takes any step.
-        finite = math.isfinite(solver.problem.space.norm(g))
+        finite = math.isfinite(self._levels.children[level].problem.space.norm(g))
         if finite and not rises(f, point.f):
             return Point(line.at(step), f, g, g)
         self._levels.rejected += 1
@@ -174,7 +174,7 @@ class FullApproximation(Method):
             return smoothed
         e = levels.levels.transfer(level - 1).prolong(self._add(solver, level - 1, start).x - start.x)
         line = self._line(solver, level, point, e + (smoothed.x - point.x))
-        together = point if line is None else self._take(solver, line, point)
+        together = point if line is None else self._take(solver, level, line, point)
         return together if together.f < smoothed.f else smoothed
 
     def _nest(self, solver: SNES, point: Point) -> Point:

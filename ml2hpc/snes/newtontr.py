@@ -141,9 +141,8 @@ class NewtonTR(Method):
     def region(self) -> Region:
         return Region(self._delta, self.options.norm_type)
 
-    def judge(self, solver: SNES, s: Tensor, rho: float) -> None:
-        length = self._length(solver, s)
-        self._adapt(rho, length, self._delta, bound=length >= _ON * self._delta)
+    def judge(self, solver: SNES, s: Tensor, rho: float, *, bound: bool) -> None:
+        self._adapt(rho, self._length(solver, s), self._delta, bound=bound)
 
     # The step. ---------------------------------------------------------------------------------------------------
 

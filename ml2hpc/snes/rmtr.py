@@ -22,6 +22,7 @@ from ml2hpc.snes.interface import SNES, Method, Point, Region, Step, Tree
 from ml2hpc.snes.levels import Cycle, LevelSolvers, SmoothingOptions, visits
 
 _SPENT = 1e-6  # of what the finer level allows: with less of it left, a level is done
+_ON = 0.9  # of what a level allows: several steps inside end near the boundary, not on it
 _ROUNDING = 1e-12  # of L: a decrease below is judged by gradients
 # As in the published implementation for residual networks, where the first radius is 10 and not bounded further.
 _REGION = {
@@ -167,7 +168,7 @@ class RecursiveTrustRegion(Method):
             return point
         new = levels.evaluated(level, point.x + s)
         rho = self._ratio(level, (point, new, s), (start, end, e)) if new.finite else -math.inf
-        child.method.judge(child, s, rho)
+        child.method.judge(child, s, rho, bound=self._length(level - 1, e) >= _ON * radius)
         if rho > self.options.eta:
             return new
         levels.rejected += 1

@@ -42,9 +42,9 @@ class Spy:
         entry: dict[str, Any] = {"level": level, "radius": min(region.radius, room), "f": point.f}
         judged = self.levels.children[level].method.judge
 
-        def judge(solver: SNES, s: torch.Tensor, rho: float) -> None:
+        def judge(solver: SNES, s: torch.Tensor, rho: float, *, bound: bool) -> None:
             entry.update(rho=rho, length=region.length(solver.problem.space, s), s=s)
-            judged(solver, s, rho)
+            judged(solver, s, rho, bound=bound)
 
         self.levels.children[level].method.judge = judge  # type: ignore[method-assign]
         end = self._correct(level, point, room, kind)
