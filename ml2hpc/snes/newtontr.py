@@ -17,10 +17,10 @@ from torch import Tensor
 from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
 from ml2hpc.problem.interface import Problem
-from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
+from ml2hpc.snes.interface import SNES, Method, Point, Region, Step, Tree
 from ml2hpc.snes.reasons import Reason
 from ml2hpc.snes.sr1 import SR1, DenseSR1, LimitedSR1
-from ml2hpc.trustregion import Box, Fallback, Model, Region, SteihaugToint, Subproblem, Trial
+from ml2hpc.trustregion import Box, Fallback, Model, SteihaugToint, Subproblem, Trial
 
 _TRIALS = 20  # of one step: a radius of 1 is 1e-12 after them, and the next step goes on from there
 _SPENT = 1e-6  # of the ball of a parent: with less of it left, the solve ends

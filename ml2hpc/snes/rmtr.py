@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
-from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
+from ml2hpc.snes.interface import SNES, Method, Point, Region, Step, Tree
 from ml2hpc.snes.levels import Cycle, LevelSolvers, SmoothingOptions, visits
-from ml2hpc.trustregion import Region
 
 _SPENT = 1e-6  # of what the finer level allows: with less of it left, a level is done
 _ON = 0.9  # of what a level allows: several steps inside end near the boundary, not on it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ml2hpc.snes.interface import SNES
+    from ml2hpc.snes.loop import SNES
 
 
 def text(solver: SNES) -> str:

@@ -9,23 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from ml2hpc.vec import VectorSpace
-
-
-@dataclass(frozen=True)
-class Region:
-    """A trust region: |s| <= radius, in the 2-norm or the maximum norm."""
-
-    radius: float
-    norm: Literal["2", "infinity"]
-
-    def length(self, space: VectorSpace, s: Tensor) -> float:
-        """Return |s|, for s of shape (n_local,). Collective if sharded."""
-        return space.norm(s) if self.norm == "2" else float(space.gather(s).abs().max())
 
 
 @dataclass(frozen=True)
