@@ -165,8 +165,10 @@ def draw(tables: dict[str, Table], path: Path) -> None:
     places[0].set_ylabel("relative $L_2$ error")
     figure.suptitle("Burgers, 8 x 20; grey: 4.6e-4, published for L-BFGS")
     handles, labels = places[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center right", frameon=False, fontsize=8, handlelength=3.5)
-    figure.tight_layout(rect=(0, 0, 0.77, 1))
+    figure.legend(
+        handles, labels, loc="center left", bbox_to_anchor=(0.75, 0.5), frameon=False, fontsize=8, handlelength=3.5
+    )
+    figure.tight_layout(rect=(0, 0, 0.75, 1))
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
