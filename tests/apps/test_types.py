@@ -40,7 +40,7 @@ def test_as_outermost_solver(comm, tmp_path, monkeypatch, capsys, name):
     history = trained(tmp_path, monkeypatch, f"{FIRST[name]} -snes_max_it 3")
     assert history["objective"][-1] < history["objective"][0]
     assert all(math.isfinite(e) for e in history["error"])
-    shown = "descent" if name == "python" else name  # the user's type has a name of its own
+    shown = "averaged" if name == "python" else name  # the user's type has a name of its own
     assert f"type: {shown}" in capsys.readouterr().out
 
 
