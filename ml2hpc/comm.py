@@ -69,6 +69,7 @@ class Communicator:
         self.rank: int = mpi.rank
         self.size: int = mpi.size
         self.wait: Wait = _oversubscribed(mpi) if wait == "auto" else wait
+        self._groups: dict[int, Communicator] = {}
 
     @classmethod
     def world(cls, log: Log | None = None, wait: Wait = "auto") -> Communicator:
@@ -80,6 +81,15 @@ class Communicator:
         part = self.mpi.Split(colour, self.rank)
         assert isinstance(part, MPI.Intracomm)
         return Communicator(part, self.log, self.wait)
+
+    def groups(self, ranks: int) -> Communicator:
+        """Return the communicator of this rank's group of consecutive ranks, made once. Collective: the same number.
+
+        MPI has few communicators to give, and a problem may be replaced thousands of times.
+        """
+        if ranks not in self._groups:
+            self._groups[ranks] = self.split(self.rank // ranks)
+        return self._groups[ranks]
 
     def alone(self) -> Communicator:
         """Return the communicator that holds this rank only. Not collective."""

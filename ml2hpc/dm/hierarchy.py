@@ -190,4 +190,4 @@ def _on_fewer(problem: Problem, ranks: int, prefix: str) -> tuple[Problem, bool]
             f"-{prefix}dm_coarse_ranks {ranks}: needs whole vectors on every rank and no frozen unknowns; leave it out"
         )
     # Every group finds the same numbers, to the last bit, so that nothing has to be sent around.
-    return problem.on(comm.split(comm.rank // ranks)), comm.rank < ranks
+    return problem.on(comm.groups(ranks)), comm.rank < ranks

@@ -40,7 +40,12 @@ class Options:
         "cg", "Krylov method; gmres where the operator is not symmetric, preonly applies the preconditioner once"
     )
     # PETSc's; Newton's method asks for less while it is far away, by -snes_ksp_ew.
-    rtol: float = option(1e-5, "stop when the residual norm fell by this factor", at_least=0.0, below=1.0)
+    rtol: float = option(
+        1e-5,
+        "stop when the residual norm fell by this factor (newtonls, aspin: with -snes_ksp_ew false)",
+        at_least=0.0,
+        below=1.0,
+    )
     atol: float = option(1e-50, "stop when the residual norm is below", at_least=0.0)
     # PETSc's 10000 would cost as much as 20000 gradients; Hessians of networks are so ill-conditioned that long solves
     # gain nothing, and a truncated one descends as well.

@@ -26,7 +26,9 @@ class Options:
     type: Type = option("wolfe", "line search", aliases={"basic": "none", "l2": "secant"})
     damping: float = option(1.0, "first step tried, at most; the end of the interval (bisection)", above=0.0)
     minlambda: float = option(1e-12, "smallest step", above=0.0)
-    maxlambda: float | None = option(None, "largest step (1; ncglinear and wolfe 1e6)", above=0.0)
+    maxlambda: float | None = option(
+        None, "largest step (1, or damping where that is larger; ncglinear and wolfe 1e6)", above=0.0
+    )
     max_it: int | None = option(None, "most trial steps (secant and cp 1, bt 40, bisection 50, wolfe 25)", at_least=1)
     # Dense self-scaled updates give directions that are too long by about the same factor for many iterations: without
     # memory two thirds of the first trials raise L and are lost. From 3 on the length makes no difference.
@@ -45,7 +47,7 @@ class Options:
     # A choice for float64: thousands of machine epsilons, above the rounding of a sum over 1e4 points.
     roundoff: float = option(
         1e-12,
-        "relative noise of L, below which slopes decide instead of values (wolfe, anderson, ngmres)",
+        "relative noise of L, below which slopes decide instead of values (all but none)",
         at_least=0.0,
     )
 
@@ -143,7 +145,8 @@ class LineSearch(ABC):
     def __init__(self, options: Options) -> None:
         self.options = options
         self.max_it = self.default_max_it if options.max_it is None else options.max_it
-        self.maxlambda = self.default_maxlambda if options.maxlambda is None else options.maxlambda
+        largest = max(self.default_maxlambda, options.damping)
+        self.maxlambda = largest if options.maxlambda is None else options.maxlambda
         self.ltol = self.default_ltol if options.ltol is None else options.ltol
         self.order = self.default_order if options.order is None else options.order
         self.recent: list[float] = []  # best steps of the last searches, which the next one starts from, oldest first

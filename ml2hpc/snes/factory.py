@@ -109,9 +109,9 @@ def create(
         return database.read(schema, prefix=prefix, stem=stem, title=title, defaults=wanted, listed=listed)
 
     kind = TYPES[read(_Type, "snes_", "Nonlinear solver (SNES)").type]
-    preferred = kind.tree | preferred
     if kind is Python:
         kind = Python.users(read(Python.Options, "snes_python_", Python.title), prefix, TYPES)
+    preferred = kind.tree | preferred
     generic = read(Options, "snes_", "Nonlinear solver (SNES)", kind.defaults)
     method = kind(read(kind.Options, f"snes_{kind.stem}_", kind.title))
     search = None

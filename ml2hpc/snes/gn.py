@@ -73,6 +73,11 @@ class GaussNewton(DirectionMethod):
 
     def configure(self, solver: SNES) -> None:
         o = self.options
+        if o.scaling == "diagonal" and o.regularization == "none":
+            raise OptionsError(
+                f"-{solver.prefix}snes_gn_scaling diagonal: scales the damping, and there is none; "
+                f"use -{solver.prefix}snes_gn_regularization lm"
+            )
         if o.scaling == "diagonal" and o.linear == "cg":
             raise OptionsError(
                 f"-{solver.prefix}snes_gn_scaling diagonal: conjugate gradients see no diagonal; "

@@ -31,8 +31,14 @@ class KSPOnly(Newton):
         self.model = self.options.model
         super().configure(solver)
 
+    def begin(self, solver: SNES) -> None:
+        super().begin(solver)
+        self.completes = False
+
     def step(self, solver: SNES, point: Point) -> Step:
+        """Solve; with a linear solver that converged, the one iteration is all that was asked for. Collective."""
         x = point.x - self.direction(solver, point)
+        self.completes = self.solved
         new = solver.point(x, *solver.gradient(x))
         if not new.finite:
             return Step.broken(point, "after the linear solve")

@@ -96,6 +96,7 @@ class SNES:
         self.reason = Reason.CONVERGED_ITERATING
         self.failure = ""
         self.base: Point | None = None  # the iterate that a step starts from, before the right NPC
+        self._spent = 0.0  # gradients of earlier solves, which do not count for max_funcs
         self._start: tuple[float, float] = (0.0, 0.0)  # f and gradient norm at iteration 0
 
     def _viewer(self, name: str, text: str | None) -> Viewer | None:
@@ -229,12 +230,14 @@ class SNES:
             )
         with self.log.event("SNESSolve", self.label):
             self.method.begin(self)
+            spent = self.work["gradients", "path"]
             f, g = known if known is not None else self.gradient(x)
             point = self.point(x, f, g)
             self.iteration = 0
             self.rejected = 0
             self.failure = ""
             self._start = (point.f, self.problem.space.norm(point.g))
+            self._spent = spent
             self.reason = Reason.CONVERGED_ITERATING
             self._report(point, 0.0)
             return self._loop(point)
@@ -281,12 +284,16 @@ class SNES:
         return self.reason == Reason.CONVERGED_ITERATING
 
     def _precondition(self, point: Point) -> Point:
-        if self.npc is None or self.side != "right" or self.iteration % self.options.npc_lag:
+        if self.npc is None:
             return point
-        half = self.method.precondition(self, point, self._apply)
+        half = point
+        if self.side == "right":
+            if self.iteration % self.options.npc_lag:
+                return point
+            half = self.method.precondition(self, point, self._apply)
+            self.rejected += half is point
         if self.npc.reason.is_failure:
             self._end(Reason.DIVERGED_INNER, f"{self.npc.prefix}: {self.npc.reason.name} {self.npc.failure}".rstrip())
-        self.rejected += half is point
         return half
 
     def _apply(self, point: Point) -> Point:
@@ -341,8 +348,9 @@ class SNES:
         elif self.iteration > 0 and point.f > o.divergence_tolerance * abs(f_start):
             self._end(Reason.DIVERGED_DTOL)
         elif self.iteration >= o.max_it:
-            self._end(Reason.CONVERGED_ITS if self.is_inner else Reason.DIVERGED_MAX_IT)
-        elif self.work["gradients", "path"] >= o.max_funcs:
+            asked = self.is_inner or self.method.completes
+            self._end(Reason.CONVERGED_ITS if asked else Reason.DIVERGED_MAX_IT)
+        elif self.work["gradients", "path"] - self._spent >= o.max_funcs:
             self._end(Reason.DIVERGED_FUNCTION_COUNT)
 
     def _end(self, reason: Reason, failure: str = "") -> None:

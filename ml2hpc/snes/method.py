@@ -93,6 +93,7 @@ class Method(ABC):
     tree: ClassVar[dict[str, Any]] = {}  # a recipe: defaults below the prefix, such as {"npc_snes_type": "nasm"}
     inverts: ClassVar[bool] = False  # whether it has a `linear_solver`
     linesearch: ClassVar[dict[str, Any] | None] = None  # defaults of its line search; None where it has none
+    completes: bool = False  # reaching max_it is what it is asked to do
     interrupted: bool = False  # after `resume`: the next step goes on inside one that was cut by the end of a job
 
     def __init_subclass__(cls) -> None:

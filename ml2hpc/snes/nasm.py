@@ -63,6 +63,11 @@ class Nasm(Method):
         self._tracks = False
         self._corrections: dict[int, Tensor] = {}  # of this rank's subdomains in the last step, where tracked
         self._subspace = Subspace(solver) if self.options.combine == "subspace" else None
+        if self.options.type == "multiplicative" and self.options.combine != "linesearch":
+            raise OptionsError(
+                f"-{solver.prefix}snes_nasm_combine {self.options.combine}: combines additive corrections; "
+                f"with -{solver.prefix}snes_nasm_type multiplicative they come one after the other"
+            )
         if self._dm.decomposition == "samples" and self.options.type == "multiplicative":
             raise OptionsError(
                 f"-{solver.prefix}snes_nasm_type multiplicative: sample subdomains are additive; "
@@ -137,7 +142,8 @@ class Nasm(Method):
         """Solve on subdomain k from what the exchange brought. Collective on its ranks."""
         local, sub = self._locals[k], self._subs[k]
         start, f_start, g_start = local.begin(begin[0], f, begin[1])
-        sub.problem = local.problem
+        if sub.problem is not local.problem:  # a sampled problem has another shift in every step
+            sub.rebind(local.problem, solver.unit)
         sub.work.clear()
         sub.work.sequential([local.begin_work(solver.problem, solver.unit)])
         end = sub.solve(start, None if g_start is None else (f_start, g_start))
@@ -156,7 +162,7 @@ class Nasm(Method):
             return step
         total = torch.stack(corrections).sum(0)
         if how == "average":
-            x = point.x + (damping / self._dm.subdomains) * total
+            x = point.x + (damping / self._dm.count) * total
             new = solver.point(x, *solver.gradient(x))
             return self._checked(point, new, "after the averaged correction")
         return self._search(solver, point, -damping * total)
@@ -252,7 +258,8 @@ class Nasm(Method):
         """
         local, sub = self._locals[k], self._subs[k]
         end = local.begin(start[0], f, None)[0] + self._corrections[k]
-        sub.problem = local.problem
+        if sub.problem is not local.problem:  # a sampled problem has another shift in every step
+            sub.rebind(local.problem, solver.unit)
         inverse = sub.method.linear_solver(sub, end)
 
         def action(v: Tensor) -> dm.Solved:

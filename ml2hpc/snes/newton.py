@@ -38,6 +38,8 @@ class Newton(DirectionMethod):
     model = "hessian"
     damping = 0.0
 
+    solved = False  # whether the last linear solve converged
+
     def configure(self, solver: SNES) -> None:
         self._is_left = left = solver.side == "left"
         self._forcing_options = ForcingOptions(ew=False)
@@ -96,7 +98,8 @@ class Newton(DirectionMethod):
             return self._left(solver, point, rtol)
         self._prepare(solver, self._operator(solver, point.x))
         solution = self.ksp.solve(point.g, rtol)
-        self._forcing.linear = solution.norm
+        self.solved = solution.reason > 0 and solution.reason is not Reason.CONVERGED_NEG_CURVE
+        self._forcing.linear = solution.norm if math.isfinite(solution.norm) else norm
         return self._descent(solver, solution, point.g)
 
     def _tolerance(self, solver: SNES, norm: float) -> float | None:
@@ -112,10 +115,11 @@ class Newton(DirectionMethod):
     def _prepare(self, solver: SNES, operator: Operator) -> None:
         self.ksp.set_up(operator, solver.log, talks=solver.problem.comm.rank == 0)
 
-    def _operator(self, solver: SNES, x: Tensor) -> Operator:
-        """Return B at x; its actions are counted. Collective."""
-        problem, mu, work, unit = solver.problem, self.damping, solver.work, solver.unit
-        linear = problem.linearize(x) if self.model == "gn" else None
+    def _operator(self, solver: SNES, x: Tensor, *, exact: bool = False) -> Operator:
+        """Return B at x, or the Hessian itself; its actions are counted. Collective."""
+        problem, work, unit = solver.problem, solver.work, solver.unit
+        mu = 0.0 if exact else self.damping
+        linear = problem.linearize(x) if self.model == "gn" and not exact else None
         share = (problem.cost.hessian if linear is None else linear.cost.action) / unit.hessian
 
         def action(v: Tensor) -> Tensor:
@@ -156,7 +160,7 @@ class Newton(DirectionMethod):
         operator = Operator(space, self._differences(solver, point) if action is None else action)
         self._prepare(solver, operator)
         solution = self.ksp.solve(point.r, rtol, definite=False)
-        self._forcing.linear = solution.norm
+        self._forcing.linear = solution.norm if math.isfinite(solution.norm) else space.norm(point.r)
         if solution.reason is Reason.DIVERGED_NANORINF or not space.dot(point.g, solution.x) > 0.0:
             return point.r
         return solution.x
@@ -179,8 +183,8 @@ class Newton(DirectionMethod):
         return action
 
     def linear_solver(self, solver: SNES, x: Tensor) -> Action:
-        """Return b -> B(x)^-1 b, as exactly as -ksp_rtol says; an indefinite B too, but for conjugate gradients."""
-        operator = self._operator(solver, x)
+        """Return b -> H(x)^-1 b, as exactly as -ksp_rtol says; an indefinite H too, but for cg and cholesky."""
+        operator = self._operator(solver, x, exact=True)
 
         def solve(b: Tensor) -> Tensor:
             return self.ksp.solve(b, definite=False).x

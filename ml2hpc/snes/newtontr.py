@@ -123,6 +123,8 @@ class NewtonTR(Method):
     def begin(self, solver: SNES) -> None:
         self._first_norm: float | None = None  # of the gradient, for the forcing term
         self._origin: Tensor | None = None  # where the parent's ball is centred
+        if self._delta < self.options.deltamin:  # a radius that collapsed is no guide
+            self._delta = self.options.delta0
         if not self.options.recycle:
             self._delta = self.options.delta0
             self.reset()
@@ -201,11 +203,12 @@ class NewtonTR(Method):
             decrease = -0.5 * solver.problem.space.dot(point.g + new.g, trial.s)
         rho = decrease / trial.decrease
         enough = rho > self.options.eta1 and self._sufficient(solver, point, trial, radius)
-        self._adapt(rho if enough else -math.inf, length, radius, bound=trial.boundary or length >= _ON * radius)
-        if not enough:
-            return None
-        new = self._point(solver, point, x) if new is None else new
-        return new if new.finite else None
+        if enough and new is None:
+            new = self._point(solver, point, x)
+        taken = new if enough and new is not None and new.finite else None
+        bound = trial.boundary or length >= _ON * radius
+        self._adapt(-math.inf if taken is None else rho, length, radius, bound=bound)
+        return taken
 
     def _point(self, solver: SNES, old: Point, x: Tensor) -> Point:
         """Evaluate at x; the secant model learns from what it finds. Collective."""

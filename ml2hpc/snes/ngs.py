@@ -69,10 +69,11 @@ class GaussSeidel(Method):
         self._dm = None
         if self.options.blocks == "dm":
             self._dm = solver.read(dm.Options, "dm_", "Decomposition (DM)")
-            if self._dm.decomposition == "samples":
+            if self._dm.decomposition in ("samples", "boxes"):
+                p = solver.prefix
                 raise OptionsError(
-                    f"-{solver.prefix}dm_decomposition samples: ngs sweeps over unknowns; "
-                    "use layers, tensors, blocks or coarse"
+                    f"-{p}dm_decomposition {self._dm.decomposition}: ngs sweeps over blocks of whole vectors; use "
+                    f"layers, tensors, blocks or coarse, or -{p}snes_type nasm -{p}snes_nasm_type multiplicative"
                 )
 
     def set_up(self, solver: SNES) -> None:
@@ -108,6 +109,7 @@ class GaussSeidel(Method):
         space = solver.problem.space
         x = space.gather(point.x).clone()
         known: Tensor | None = space.gather(point.g)
+        before = list(self._scales)
         with solver.log.event("SNESNGSEval", solver.label):
             for _ in range(self.options.sweeps):
                 known = self._sweep(solver, x, point.f, known)
@@ -117,7 +119,10 @@ class GaussSeidel(Method):
         new = solver.point(x, *solver.gradient(x))
         if not new.finite:
             return Step.broken(point, "after the sweep")
-        return Step(new) if new.f <= point.f else Step(point, "after the sweep: the objective rises")
+        if new.f <= point.f:
+            return Step(new)
+        self._scales = before  # or the same sweep would be tried again for what it has learnt
+        return Step(point, "after the sweep: the objective rises")
 
     def _sweep(self, solver: SNES, x: Tensor, f: float, known: Tensor | None) -> Tensor | None:
         """Sweep once over the whole vector x (n,), in place; `known` is the gradient at x. Collective."""

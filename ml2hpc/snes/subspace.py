@@ -94,7 +94,7 @@ class Subspace:
         slopes = span.project(start.g)
         # With unit curvature, half the squared norm of the gradient is what is left.
         if 0.5 * float(slopes @ slopes) > _NEGLIGIBLE * gained:
-            self.solver.problem = span
+            self.solver.rebind(span, parent.unit)
             self.solver.work.clear()
             end = self.solver.solve(torch.zeros_like(slopes), (start.f, slopes))
             parent.work.sequential([self.solver.work])

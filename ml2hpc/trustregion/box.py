@@ -83,6 +83,10 @@ class _Solve:
             if falls >= _SUFFICIENT * slope > 0.0:
                 self._move(self._projected(t), self.r - bd, falls)
                 return True
+            if self._left <= 0 and curvature > slope > 0.0:  # the least value along d, which lies inside the box
+                tau = slope / curvature
+                self._move(self.s + tau * d, self.r - tau * bd, 0.5 * tau * slope)
+                return True
             # Along d the model is least at slope / curvature: a better guess than half of t.
             t *= max(min(0.5, slope / curvature), 0.01) if curvature > 0.0 and slope > 0.0 else 0.5
             if self._left <= 0:

@@ -240,3 +240,22 @@ def test_sharded_vectors(comm, options):
     here = tree(options, problem).solve(x)
     point = tree(options, sharded).solve(sharded.space.local(x).clone())
     assert relative(sharded.space.gather(point.x), here.x) < 1e-7
+
+
+def test_ksponly_ends_where_its_linear_solve_does(comm):
+    """PETSc's reason after one solve is CONVERGED_ITS; a linear solve that did not converge is no success."""
+    good = tree("-snes_type ksponly -snes_rtol 1e-14", quadratic(world(comm)))
+    good.solve(start(8))
+    assert good.reason == Reason.CONVERGED_ITS
+    short = tree("-snes_type ksponly -ksp_max_it 2", quadratic(world(comm)))
+    short.solve(start(8))
+    assert short.reason == Reason.DIVERGED_MAX_IT
+
+
+@pytest.mark.parametrize("local", ["-npc_sub_snes_newtonls_damping 1", "-npc_sub_snes_newtonls_model gn"])
+def test_aspins_derivative_does_not_depend_on_how_its_subdomains_are_solved(comm, local):
+    options = "-snes_type aspin -npc_dm_subdomains 2 -npc_sub_snes_rtol 1e-12 -npc_sub_ksp_rtol 1e-12 -ksp_rtol 1e-12"
+    solver = tree(f"{options} -npc_sub_snes_max_it 200 -snes_ksp_ew false {local}", quadratic(world(comm)))
+    solver.solve(start(8))
+    assert solver.iteration <= 2
+    assert solver.reason == Reason.CONVERGED_FNORM_RELATIVE

@@ -379,3 +379,36 @@ def test_the_view_is_petscs(comm):
     view = tree(TR, rosenbrock(world(comm))).view()
     assert "      eta1=0.001, eta2=0.25, eta3=0.75\n      t1=0.25, t2=2\n" in view
     assert "delta_min=1e-12, delta_0=0.2, delta_max=1e+10" in view
+
+
+def test_a_gradient_that_is_no_number_shrinks_the_radius(comm):
+    """Below 1/2 L is a number and its gradient is none: the steps end before."""
+
+    def f(x: Tensor, d: Tensor) -> Tensor:
+        return (x * x + 1e-3 * torch.sqrt((x - 0.5 + (x - 0.5).abs()).square())).sum()
+
+    problem = Analytic(world(comm), f, 4)
+    solver = tree("-snes_type newtontr -snes_max_it 60", problem)
+    point = solver.solve(torch.full((4,), 2.0, dtype=torch.float64))
+    assert point.finite
+    assert 0.5 < float(point.x.min()) < 0.6
+    assert problem.evaluations < 500
+
+
+@pytest.mark.parametrize("actions", [2, 3])
+def test_few_actions_a_step_reach_the_minimum_in_a_box(comm, actions):
+    options = f"-snes_type newtontr -snes_tr_norm_type infinity -snes_tr_cg_max_it {actions} -snes_max_it 2000"
+    solver = tree(options, quadratic(world(comm)))
+    solver.solve(torch.linspace(-1.0, 1.5, 8, dtype=torch.float64))
+    assert solver.reason == Reason.CONVERGED_FNORM_RELATIVE
+
+
+def test_a_collapsed_radius_is_not_recycled(comm):
+    solver = tree("-snes_type newtontr", rosenbrock(world(comm)))
+    x = torch.linspace(0.6, 1.0, 6, dtype=torch.float64)
+    solver.solve(x)
+    fresh = solver.iteration
+    assert isinstance(solver.method, NewtonTR)
+    solver.method._delta = 1e-13
+    solver.solve(x)
+    assert solver.iteration <= fresh
