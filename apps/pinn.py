@@ -407,6 +407,7 @@ def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, poi
 # test: echo "-snes_type qn -snes_max_it 3 -pinn_conditions soft -pinn_weights t0_value=100" > soft.opts
 # test: echo "-pinn_adaptive_weights gradient -pinn_adaptive_weights_interval 2" >> soft.opts
 # test: python -m ml2hpc.apps.pinn -options_file soft.opts
+# test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/ngmres_ssbroyden.opts -snes_max_it 1
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr.opts -snes_max_it 2
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr_lsr1.opts -snes_max_it 3
 # test: python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr_apts.opts -snes_max_it 1 -pinn_points 9
