@@ -60,7 +60,7 @@ class Forcing:
 
     def follow(self, norm: float, wanted: float = 0.0) -> None:
         """Take the next gradient's norm, and the norm that would be small enough. Not collective."""
-        if self.norm > 0.0 and norm != self.norm:  # a refused step leaves the tolerance where it is
+        if self.norm > 0.0:
             self.value = self._next(norm, wanted)
         self.norm = norm
 

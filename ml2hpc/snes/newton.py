@@ -79,6 +79,7 @@ class Newton(DirectionMethod):
     def _begin(self) -> None:
         self._forcing = Forcing(self._forcing_options)
         self._first: float | None = None  # norm of the residual at the start
+        self._followed: Point | None = None  # where the forcing term was chosen
 
     def begin(self, solver: SNES) -> None:
         self._begin()
@@ -93,7 +94,7 @@ class Newton(DirectionMethod):
         norm = solver.problem.space.norm(point.r)
         if norm == 0.0:
             return point.g  # at a minimum, or the NPC made no step
-        rtol = self._tolerance(solver, norm)
+        rtol = self._tolerance(solver, point, norm)
         if solver.side == "left":
             return self._left(solver, point, rtol)
         self._prepare(solver, self._operator(solver, point.x))
@@ -102,14 +103,16 @@ class Newton(DirectionMethod):
         self._forcing.linear = solution.norm if math.isfinite(solution.norm) else norm
         return self._descent(solver, solution, point.g)
 
-    def _tolerance(self, solver: SNES, norm: float) -> float | None:
+    def _tolerance(self, solver: SNES, point: Point, norm: float) -> float | None:
         """Return the relative tolerance of the next linear solve, None for the linear solver's own."""
         if not self._forcing_options.ew:
             return None
         if self._first is None:
             self._first = norm
-        o = solver.options
-        self._forcing.follow(norm, max(o.rtol * self._first, o.atol))
+        if point is not self._followed:  # another direction from the same point says nothing of the last one's decrease
+            o = solver.options
+            self._forcing.follow(norm, max(o.rtol * self._first, o.atol))
+            self._followed = point
         return self._forcing.value
 
     def _prepare(self, solver: SNES, operator: Operator) -> None:

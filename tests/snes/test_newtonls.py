@@ -259,3 +259,15 @@ def test_aspins_derivative_does_not_depend_on_how_its_subdomains_are_solved(comm
     solver.solve(start(8))
     assert solver.iteration <= 2
     assert solver.reason == Reason.CONVERGED_FNORM_RELATIVE
+
+
+def test_another_direction_from_the_same_point_keeps_the_forcing_term(comm):
+    problem = rosenbrock(world(comm))
+    solver = tree("-snes_type newtonls -snes_max_it 3", problem)
+    end = solver.solve(start(6))
+    assert isinstance(solver.method, Newton)
+    point = solver.point(end.x, *problem.value_and_gradient(end.x))
+    solver.method.direction(solver, point)
+    chosen = solver.method._forcing.value
+    solver.method.direction(solver, point)
+    assert solver.method._forcing.value == chosen
