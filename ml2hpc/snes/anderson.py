@@ -83,18 +83,12 @@ class Anderson(Method):
 
     def _damped(self, solver: SNES, point: Point, mixed: Tensor) -> Step:
         """Search towards x_A, where that descends; else along the residual or the gradient. Collective."""
-        assert solver.linesearch is not None
         directions = (point.x - mixed, point.r, point.g)
         lines = (solver.line(point, y) for y in directions)
         line = next((line for line in lines if solver.descends(line, point)), None)
         if line is None:
             return Step(point, "the gradient is zero")
-        with solver.log.event("SNESLineSearch", solver.label):
-            result = solver.linesearch.search(line)
-            if result.failure:
-                return solver.search_failed(point, line, result.failure)
-            new = solver.point(line.at(result.step), *line.gradient(result.step))
-        return Step(new) if new.finite else Step.broken(point, "after the line search")
+        return solver.search(point, line)[0]
 
     def _must_restart(self, solver: SNES, x: Tensor, mixed: Point) -> bool:
         o = self.options

@@ -121,16 +121,10 @@ class Composite(Method):
         line = solver.line(point, y)
         if not line.slope < 0:
             return Step(point, "the sum of the corrections is not a descent direction")
-        assert solver.linesearch is not None
-        with solver.log.event("SNESLineSearch", solver.label):
-            result = solver.linesearch.search(line)
-            if result.failure:
-                return solver.search_failed(point, line, result.failure)
-            new = solver.point(line.at(result.step), *line.gradient(result.step))
-        if not new.finite:
-            return Step.broken(point, "after the sum of the corrections")
-        # The search `none` takes any step.
-        return Step(new) if new.f <= point.f else Step(point, "after the sum of the corrections: the objective rises")
+        step, _ = solver.search(point, line)
+        if step.point.f > point.f:  # the search `none` takes any step
+            return Step(point, "after the sum of the corrections: the objective rises")
+        return step
 
     def _combine(self, solver: SNES, point: Point) -> Step:
         assert self._subspace is not None

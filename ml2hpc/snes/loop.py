@@ -200,10 +200,17 @@ class SNES:
         self.resets += had
         return had
 
-    @staticmethod
-    def search_failed(point: Point, line: Line, failure: str) -> Step:
-        """Return the failed step of a line search; where no trial gave a number, that is the reason."""
-        return Step(point, failure) if line.seen_finite else Step.broken(point, "every trial of the line search")
+    def search(self, point: Point, line: Line) -> tuple[Step, float]:
+        """Search along a line from a point; return the step and its lambda, 0 where it failed. Collective."""
+        assert self.linesearch is not None
+        with self.log.event("SNESLineSearch", self.label):
+            result = self.linesearch.search(line)
+            if result.failure and not line.seen_finite:
+                return Step.broken(point, "every trial of the line search"), 0.0
+            if result.failure:
+                return Step(point, result.failure), 0.0
+            new = self.point(line.at(result.step), *line.gradient(result.step))
+        return (Step(new), result.step) if new.finite else (Step.broken(point, "after the line search"), 0.0)
 
     # The loop. ---------------------------------------------------------------------------------------------------
 

@@ -223,13 +223,7 @@ class DirectionMethod(Method):
             line = solver.line(point, y)
         if line.slope == 0.0:
             return Step(point, "the gradient is zero")
-        assert solver.linesearch is not None
-        with solver.log.event("SNESLineSearch", solver.label):
-            result = solver.linesearch.search(line)
-            if result.failure:
-                return solver.search_failed(point, line, result.failure)
-            new = solver.point(line.at(result.step), *line.gradient(result.step))
-        if not new.finite:
-            return Step.broken(point, "after the line search")
-        self.update(solver, point, new, result.step)
-        return Step(new)
+        step, length = solver.search(point, line)
+        if not step.failure:
+            self.update(solver, point, step.point, length)
+        return step

@@ -172,12 +172,7 @@ class Nasm(Method):
         line = solver.line(point, y)
         if not line.slope < 0:
             return Step(point, "the combined correction is not a descent direction")
-        assert solver.linesearch is not None
-        with solver.log.event("SNESLineSearch", solver.label):
-            result = solver.linesearch.search(line)
-            if result.failure:
-                return solver.search_failed(point, line, result.failure)
-            return Step(solver.point(line.at(result.step), *line.gradient(result.step)))
+        return solver.search(point, line)[0]
 
     def _minimise_over_span(self, solver: SNES, point: Point, corrections: list[Tensor]) -> Step:
         assert self._subspace is not None

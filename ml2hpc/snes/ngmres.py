@@ -104,18 +104,12 @@ class NGMRES(Method):
 
     def _search(self, solver: SNES, base: Point) -> Step:
         """Return the candidate of the line search along the residual."""
-        assert solver.linesearch is not None
         line = solver.line(base, base.r)
         if not solver.descends(line, base):
             line = solver.line(base, base.g)
         if line.slope == 0.0:
             return Step(base, "the gradient is zero")
-        with solver.log.event("SNESLineSearch", solver.label):
-            result = solver.linesearch.search(line)
-            if result.failure:
-                return solver.search_failed(base, line, result.failure)
-            new = solver.point(line.at(result.step), *line.gradient(result.step))
-        return Step(new) if new.finite else Step.broken(base, "after the line search")
+        return solver.search(base, line)[0]
 
     def _compared(self, solver: SNES, candidate: Point, x: Tensor) -> tuple[Point, bool, bool]:
         """Return x_A, whether it is preferred, and whether it asks for a restart. Collective."""
