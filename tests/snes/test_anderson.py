@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ml2hpc.problem.interface import ShardedProblem
-from ml2hpc.snes import SNES
 from tests.problem.small import alone, everyone, pinn
+from tests.snes.mixing import history
 from tests.snes.problems import double_well, matrix, quadratic, rosenbrock, tree, world
 
 FOREVER = "-snes_rtol 0 -snes_stol 0"
@@ -18,19 +18,6 @@ FOREVER = "-snes_rtol 0 -snes_stol 0"
 
 def start(n: int) -> Tensor:
     return torch.linspace(-1, 1.5, n, dtype=torch.float64)
-
-
-def history(solver: SNES, x: Tensor) -> list[tuple[Tensor, float, int]]:
-    """Solve, and return iterates, values of L and the number of stored pairs."""
-    seen: list[tuple[Tensor, float, int]] = []
-
-    def note(solver, point, norm, update):
-        seen.append((point.x, point.f, len(solver.method._window)))
-        return solver.reason
-
-    solver.observe = note
-    solver.solve(x)
-    return seen
 
 
 def smallest_residual(a: Tensor, r: Tensor, k: int) -> Tensor:

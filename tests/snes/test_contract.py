@@ -16,7 +16,7 @@ from ml2hpc.io.tree import from_image, to_image
 from ml2hpc.options import Database
 from ml2hpc.snes import TYPES, Reason, create
 from ml2hpc.snes.interface import Point
-from tests.snes.contracts import CHANGES, NEEDS, TREES
+from tests.snes.contracts import CHANGES, TREES, needs
 from tests.snes.problems import (
     Analytic,
     double_well,
@@ -28,22 +28,13 @@ from tests.snes.problems import (
 )
 
 COMMON = "-snes_stol 0 -snes_max_funcs 100000"
-EVERY_TREE = pytest.mark.parametrize("case", TREES.values(), ids=list(TREES))
+EVERY_TREE = pytest.mark.parametrize("case", [pytest.param(t, id=name, marks=needs(name)) for name, t in TREES.items()])
 EVERY_OPTION = [
-    pytest.param(kind, option, *change, id=f"{kind}-{option}")
+    pytest.param(kind, option, *change, id=f"{kind}-{option}", marks=needs(kind))
     for kind, options in CHANGES.items()
     for option, change in options.items()
     if (kind, option) != ("shell", "step")
 ]
-
-
-@pytest.fixture(autouse=True)
-def _library(request):
-    """Skip the contract of a type whose library is not installed."""
-    parameters = getattr(request.node, "callspec", None)
-    for name in parameters.params.values() if parameters is not None else ():
-        if name in NEEDS:
-            pytest.importorskip(NEEDS[name])
 
 
 def start(n: int = 8) -> torch.Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ml2hpc.problem.interface import ShardedProblem
-from ml2hpc.snes import SNES
 from ml2hpc.snes.mixing import Window, above
 from ml2hpc.vec import Replicated
 from tests.problem.small import alone, everyone, pinn
+from tests.snes.mixing import history
 from tests.snes.problems import Analytic, double_well, matrix, quadratic, rosenbrock, tree, world
 
 FOREVER = "-snes_rtol 0 -snes_stol 0"
@@ -21,19 +21,6 @@ FOREVER = "-snes_rtol 0 -snes_stol 0"
 
 def start(n: int) -> Tensor:
     return torch.linspace(-1, 1.5, n, dtype=torch.float64)
-
-
-def history(solver: SNES, x: Tensor) -> list[tuple[Tensor, float, int]]:
-    """Solve, and return iterates, values of L and the number of stored pairs."""
-    seen: list[tuple[Tensor, float, int]] = []
-
-    def note(solver, point, norm, update):
-        seen.append((point.x, point.f, len(solver.method._window)))
-        return solver.reason
-
-    solver.observe = note
-    solver.solve(x)
-    return seen
 
 
 def smallest_residuals(a: Tensor, r: Tensor, steps: int) -> list[float]:

@@ -11,6 +11,9 @@ NEEDS
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
 
 from ml2hpc.snes import TYPES
 
@@ -19,9 +22,17 @@ TREES: dict[str, tuple[str, int, float]] = {
     name: tree for module in _MODULES.values() for name, tree in module.TREES.items()
 }
 CHANGES: dict[str, dict[str, tuple[str, str]]] = {name: module.CHANGES for name, module in _MODULES.items()}
-NEEDS: dict[str, str] = {
+_NEEDS = {
     name: module.NEEDS
     for kind, module in _MODULES.items()
     if hasattr(module, "NEEDS")
     for name in (kind, *module.TREES)
 }
+
+
+def needs(name: str) -> list[pytest.MarkDecorator]:
+    """Return marks that skip a type, or a tree, whose library is not installed."""
+    library = _NEEDS.get(name)
+    if library is None or find_spec(library) is not None:
+        return []
+    return [pytest.mark.skip(reason=f"needs {library}")]
