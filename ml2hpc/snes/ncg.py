@@ -82,7 +82,9 @@ class ConjugateGradients(DirectionMethod):
         return beta if math.isfinite(beta) else 0.0
 
     def update(self, solver: SNES, old: Point, new: Point, step: float) -> None:
-        self._old = (self._direction, old.r)
+        # With a left NPC the loop takes the gradient where the direction does not descend.
+        descends = old.r is old.g or solver.problem.space.dot(old.g, self._direction) > 0.0
+        self._old = (self._direction if descends else old.g, old.r)
 
     def state(self, solver: SNES) -> Tree:
         if self._old is None:

@@ -65,6 +65,22 @@ def test_a_left_npc_stands_in_for_the_gradient(comm):
         torch.testing.assert_close(x, expected, rtol=1e-10, atol=1e-10)
 
 
+def ascend(problem, x, g):
+    """A preconditioner that goes uphill."""
+    return x + 1e-3 * g
+
+
+def test_what_is_remembered_is_the_direction_that_was_taken(comm):
+    """Where x - M(x) ascends, the loop takes the gradient."""
+    npc = f"-npc_snes_type shell -npc_snes_shell_step {__file__}:ascend"
+    problem = quadratic(world(comm))
+    solver = tree(f"-snes_type ncg {FOREVER} -snes_max_it 1 {npc}", problem)
+    solver.solve(start(8))
+    assert isinstance(solver.method, ConjugateGradients)
+    assert solver.method._old is not None
+    assert torch.equal(solver.method._old[0], problem.gradient(start(8)))
+
+
 def test_a_right_npc_gives_the_point_that_a_step_starts_from(comm):
     """One step behind three of another method: four steps of descent."""
     search = "-snes_linesearch_memory 0 -npc_snes_linesearch_memory 0 -snes_linesearch_curvature 0.9"
