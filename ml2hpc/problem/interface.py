@@ -296,7 +296,8 @@ class Restriction(Problem):
         restriction.rebase(coarse.gather(inner.project(space.local(self._full))))
         if isinstance(space, Replicated):
             lengths = coarse.n, space.n
-            transfer = Embedded(inner, indices, self.block.indices, lengths, restriction.rebase, self.embed)
+            wholes = self.embed, restriction.embed
+            transfer = Embedded(inner, indices, self.block.indices, lengths, restriction.rebase, *wholes)
             return restriction, transfer
         raise UnsupportedError("a block of sharded or partitioned unknowns cannot be coarsened")
 

@@ -325,8 +325,8 @@ class Embedded(Transfer):
         Lengths of these.
     freeze
         Called with the whole projected vector, at every projection: the coarse problem is frozen there.
-    whole
-        Returns the whole fine vector from its block's unknowns.
+    whole, coarse_whole
+        Return the whole fine, and the whole coarse vector from their blocks' unknowns.
     """
 
     def __init__(
@@ -337,9 +337,10 @@ class Embedded(Transfer):
         lengths: tuple[int, int],
         freeze: Callable[[Tensor], Tensor],
         whole: Callable[[Tensor], Tensor],
+        coarse_whole: Callable[[Tensor], Tensor],
     ) -> None:
         self._inner, self._coarse, self._fine = inner, coarse, fine
-        self._lengths, self._freeze, self._whole = lengths, freeze, whole
+        self._lengths, self._freeze, self._whole, self._coarse_whole = lengths, freeze, whole, coarse_whole
 
     def prolong(self, e: Tensor) -> Tensor:
         full = e.new_zeros(self._lengths[0])
@@ -350,6 +351,9 @@ class Embedded(Transfer):
         full = g.new_zeros(self._lengths[1])
         full[self._fine] = g
         return self._inner.restrict(full)[self._coarse].clone()
+
+    def lift(self, x: Tensor) -> Tensor:
+        return self._inner.lift(self._coarse_whole(x))[self._fine].clone()
 
     def project(self, x: Tensor) -> Tensor:
         return self._freeze(self._inner.project(self._whole(x)))

@@ -116,6 +116,21 @@ def test_the_coarse_objective_has_its_gradient(kind) -> None:
     assert_taylor(coarse, 0.3 * vector(coarse, 4))
 
 
+@pytest.mark.parametrize("linear", [False, True])
+def test_the_unknowns_of_a_block_are_lifted_with_what_is_frozen_around_them(linear: bool) -> None:
+    """Where all steps have the same parameters, a block of them comes back as it was, up to its borders."""
+    problem = resnet()
+    x = random(problem.space.n, 13)
+    first = problem.layers[1]
+    for layer in problem.layers[2:-1]:
+        x[layer] = x[first]
+    block = slice(problem.layers[3].start, problem.layers[-4].stop)
+    restriction = problem.restrict(Block(block, "inner layers"))
+    t = restriction.rebase(x)
+    _, transfer = restriction.coarsen(Coarsening("depth", 3, linear=linear))
+    torch.testing.assert_close(transfer.lift(transfer.project(t)), t, rtol=0, atol=1e-14)
+
+
 WIDTHS = [kind for kind in everything() if kind.startswith("width")]
 
 
