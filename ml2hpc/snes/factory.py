@@ -126,6 +126,11 @@ def create(
         inner = {k.removeprefix(r): v for r in roles for k, v in preferred.items() if k.startswith(r)}
         return create(database, prefix + role, level + 1, weaker | inner, listed=listed)
 
+    if generic.error_if_not_converged and level > 0:
+        raise OptionsError(
+            f"-{prefix}snes_error_if_not_converged: an inner solver may stop where it is asked to; "
+            f"use -snes_error_if_not_converged for the outermost one"
+        )
     npc = None
     if read(_Preconditioner, "npc_", "Nonlinear preconditioner (NPC)").snes_type != "none":
         _check_side(kind, generic, prefix)

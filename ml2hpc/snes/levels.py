@@ -158,7 +158,7 @@ class LevelSolvers:
         for child, level in zip(self.children, self.levels.levels, strict=True):
             child.set_up(level.problem, solver.unit)
             if not level.spokes:
-                child.monitor = child.reason_viewer = None  # another group shows the same
+                _silence(child)  # another group shows the same
 
     def rebind(self, solver: SNES) -> None:
         """Build the hierarchy of another problem on the same space. Collective."""
@@ -296,3 +296,10 @@ class LevelSolvers:
             f"steps down/up, the finest first: {steps or 'none'}; {self.steps[0].down} on the coarsest level{batch}",
             f"coarse corrections refused: {self.rejected} of {self.tried}",
         ]
+
+
+def _silence(solver: SNES) -> None:
+    """Let a solver and the tree below it print nothing. Not collective."""
+    solver.monitor = solver.reason_viewer = None
+    for child in [*([solver.npc] if solver.npc is not None else []), *(child for _, child in solver.method.inner())]:
+        _silence(child)

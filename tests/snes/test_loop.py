@@ -128,6 +128,11 @@ def test_a_monitor_with_detail_prints_the_objective(comm, capsys):
         ("-snes_type nrichardson -npc_snes_type qn -snes_npc_lag 2", OptionsError, "preconditioner on the right"),
         ("-snes_type qn -snes_qn_type ssbfgs -snes_qn_momentum 0.5", OptionsError, "self-scaling needs steps along"),
         ("-snes_type qm", OptionsError, "-snes_type.*newtonls newtontr .*torchoptim shell"),
+        (
+            "-snes_type qn -npc_snes_type nasm -npc_snes_error_if_not_converged",
+            OptionsError,
+            "npc_snes_error_if_not_converged: an inner solver",
+        ),
         ("-snes_type qn -npc_snes_typ nasm", OptionsError, "did you mean -.*snes_type"),
         ("-snes_type qn -snes_nasm_damping 0.5", OptionsError, "unknown option -snes_nasm_damping"),
         ("-snes_type nasm -dm_subdomains 5", OptionsError, "-dm_subdomains 5: there are only 4 layers"),
