@@ -3,12 +3,15 @@
 `pytest` runs the unmarked tests and those marked `parallel(1, ...)`; `mpirun -n 3 pytest` runs those marked with a 3.
 Under mpirun the ranks compare notes after each phase of each test, on a communicator of their own, so that all ranks
 agree on the outcome and rank 0 reports for everyone. A rank that fails while another waits for it in a collective of
-the test cannot agree with it: after `GRACE` seconds it prints its report and ends the job.
+the test cannot agree with it: after `GRACE` seconds it prints its report and ends the job. Each rank has a folder of
+its own for temporary files: in a common one, ranks that clean up at their end are in each other's way.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Generator
@@ -61,6 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if MPI.COMM_WORLD.size > 1:
         config.stash[NOTES] = Notes(MPI.COMM_WORLD)
+        root = tempfile.mkdtemp(prefix=f"pytest-rank-{MPI.COMM_WORLD.rank}-")
+        config.add_cleanup(lambda: shutil.rmtree(root))
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = root  # read when the first test asks for a folder
         if MPI.COMM_WORLD.rank != 0:
             config.pluginmanager.unregister(name="terminalreporter")
 
