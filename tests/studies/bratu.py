@@ -1,6 +1,6 @@
 """A study of every solver type against PETSc on the Bratu problem: the same options, gradient norms side by side.
 
-    python tests/studies/bratu.py [--grid 17] [--only ncg qn ...] [--iterations 20] [--output bratu]
+    python -m tests.studies.bratu [--grid 17] [--only ncg qn ...] [--iterations 20] [--output bratu]
 
 A row is a tree. It runs once here and once as a SNES of PETSc on a DMDA, which has the objective, the residual and the
 assembled Jacobian in numpy and cuts its own subdomains. The norm is |grad L| at every iterate, whatever a solver
@@ -30,6 +30,7 @@ from ml2hpc.problem.energies import Bratu
 from ml2hpc.problem.grid import GridProblem
 from ml2hpc.snes import SNES, Point, Reason, create
 from ml2hpc.vec.petsc import load
+from tests.studies.runs import markdown
 
 LAMBDA = 6.0
 AGREE = 1e-6  # relative difference of gradient norms
@@ -458,14 +459,6 @@ HEADS = [
     "PETSc: 1, 2, 3; last",
     "what differs, and why",
 ]
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a table whose first row is the heading."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, " | ".join("-" * w for w in widths))
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def document(found: Sequence[Comparison], n: int) -> str:

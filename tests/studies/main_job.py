@@ -1,6 +1,6 @@
 """How the main job's tree was chosen: Burgers 8 x 20 on 10,000 points, 8 layer subdomains, several ASPQN trees.
 
-    python tests/studies/main_job.py [RANKS [SEED ...]]
+    python -m tests.studies.main_job [RANKS [SEED ...]]
 
 One row per tree and seed: the outer iteration at which the relative L2 error first stays below 4.6e-4 (the published
 accuracy of L-BFGS), evaluations until then on the critical path, in total and by work, seconds, reductions; and the

@@ -1,7 +1,7 @@
 """A study of methods: error against evaluations, core-seconds, reductions and bytes, on the published problems.
 
-    python tests/studies/pinn.py [--problems burgers klein_gordon] [--only ssb mspqn] [--seeds 0 1 2] [--seconds 150]
-    python tests/studies/pinn.py --reductions 4      Burgers on 4 ranks: how often ASPQN synchronises
+    python -m tests.studies.pinn [--problems burgers klein_gordon] [--only ssb mspqn] [--seeds 0 1 2] [--seconds 150]
+    python -m tests.studies.pinn --reductions 4      Burgers on 4 ranks: how often ASPQN synchronises
 
 Every run of a problem gets the same processor time, start-up included, on one thread and with the same engine (RAD on
 Burgers gets more, to see how far it goes); on several ranks the limit is wall-clock time. Figures count processor time
@@ -17,27 +17,18 @@ J. Sci. Comput. 46 (2024), where L-BFGS, ASPQN and MSPQN took the minutes given 
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ml2hpc.io import store
+from tests.studies.runs import COLOURS, DASHES, OPTIONS, Job, Table, markdown
 
-Table = dict[str, NDArray[np.float64]]
-OPTIONS = Path(__file__).parents[2] / "apps" / "options"
 FINE = 1e-6  # what is asked for beyond the published accuracy
 FINE_SECONDS = 150.0  # and within how many core-seconds
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-DASHES = ("-", "--", ":")
 AXES = {
     "gradients_path": "gradient evaluations, critical path",
     "gradients_total": "gradient evaluations, total",
@@ -156,8 +147,8 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of the app."""
+class Trial:
+    """A method on a problem."""
 
     problem: str
     method: str
@@ -166,80 +157,20 @@ class Job:
     ranks: int
     folder: Path
 
-    @property
-    def name(self) -> str:
-        """What its files are called."""
-        return f"{self.problem}-{self.method}-{self.seed}-{self.ranks}"
-
-    @property
-    def result(self) -> Path:
-        """The history of a finished run."""
-        return self.folder / f"{self.name}.npz"
-
-    def done(self) -> bool:
-        """Tell whether there is a result that was given as much time. A result is whole: it is renamed into place."""
-        if not self.result.exists():
-            return False
-        with np.load(self.result) as found:
-            return float(found["budget"]) >= self.seconds
-
-    def command(self, output: Path) -> list[str]:
-        """Return the command line."""
-        problem = PROBLEMS[self.problem]
-        tree = METHODS[self.method].options.format(
-            S=problem.depth, M=problem.multiplicative, j=problem.steps, k=problem.local_steps
-        )
-        words = (
-            f"-pinn_problem {self.problem} -net_depth {problem.depth} -net_width {problem.width} -seed {self.seed} "
-            f"-snes_rtol 0 -checkpoint_interval 1e9 -options_left no {tree} -output {output}"
-        )
-        launcher = ["mpirun", "-n", str(self.ranks)] if self.ranks > 1 else []
-        return [*launcher, sys.executable, "-m", "ml2hpc.apps.pinn", *shlex.split(words)]
-
-    def run(self) -> str:
-        """Run it, keep its history, return what went wrong."""
-        output = self.folder / f"{self.name}.h5"
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        with (self.folder / f"{self.name}.log").open("w") as log:
-            command = self.command(output)
-            if self.ranks > 1:  # the launcher's children are not ours to watch
-                command += ["-max_time", f"{self.seconds:g}"]
-            process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
-            )
-            while process.poll() is None:
-                time.sleep(0.2)
-                if self.ranks == 1 and processor_time(process.pid) > self.seconds:
-                    process.terminate()  # the app ends with the iteration and writes its file
-                    process.wait()
-        told = (self.folder / f"{self.name}.log").read_text().strip().splitlines()
-        if not output.exists():
-            return told[-1] if told else f"exit status {process.returncode}"
-        history = store.read(output, "run")["history"]["outer"]
-        whole = self.folder / f"{self.name}.part.npz"
-        np.savez(whole, budget=self.seconds, **history)
-        whole.rename(self.result)
-        for leftover in self.folder.glob(f"{self.name}.*"):  # a dense inverse makes the file large
-            if leftover.suffix in {".h5", ".xdmf"}:
-                leftover.unlink()
-        return ""
-
-
-def processor_time(pid: int) -> float:
-    """Return the processor seconds that a running process has used, 0 when it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (float(fields[11]) + float(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def job(self) -> Job:
+        """Return its run."""
+        p = PROBLEMS[self.problem]
+        tree = METHODS[self.method].options.format(S=p.depth, M=p.multiplicative, j=p.steps, k=p.local_steps)
+        options = f"-pinn_problem {self.problem} -net_depth {p.depth} -net_width {p.width} -seed {self.seed} {tree}"
+        name = f"{self.problem}-{self.method}-{self.seed}-{self.ranks}"
+        return Job("pinn", name, f"{options} -snes_rtol 0", self.seconds, self.folder, self.ranks)
 
 
 def load(job: Job) -> Table | None:
     """Return the rows of a finished run that have an error, with its core-seconds, None if there are none."""
     if not job.result.exists():
         return None
-    with np.load(job.result) as found:
-        table: Table = {name: found[name] for name in found.files if name != "budget"}
+    table = job.table()
     # The clock is rank 0's; the ranks share all points evenly.
     table["core_seconds"] = table["cpu_seconds"] * job.ranks
     known = np.isfinite(table["error"])
@@ -279,7 +210,7 @@ def cells(table: Table, error: float) -> list[str]:
     return [counts, f"{row['core_seconds']:.1f}", f"{row['reductions']:.0f}", f"{row['bytes'] / 1e6:.1f}"]
 
 
-def markdown(problem: str, runs: dict[tuple[str, int], Table]) -> str:
+def section(problem: str, runs: dict[tuple[str, int], Table]) -> str:
     """Return the table of a problem."""
     p = PROBLEMS[problem]
     wanted = [(short(e), h) for e in (p.target, FINE) for h in HEADS]
@@ -289,11 +220,8 @@ def markdown(problem: str, runs: dict[tuple[str, int], Table]) -> str:
         figures = [*cells(table, p.target), *cells(table, FINE)]
         last = [f"{table['error'].min():.1e}", f"{table['objective'][-1]:.1e}"]
         rows.append([METHODS[method].title, str(seed), *figures, *last])
-    widths = [max(len(row[k]) for row in rows) for k in range(len(heads))]
-    rows.insert(1, ["-" * w for w in widths])
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     title = f"{p.title}, {p.depth} x {p.width}. Published minutes to {short(p.target)}: {p.published}"
-    return "\n".join([f"## {title}", "", *lines])
+    return f"## {title}\n\n{markdown(rows)}"
 
 
 def draw(problem: str, runs: dict[tuple[str, int], Table], path: Path) -> None:
@@ -383,8 +311,8 @@ def reductions(ranks: int, seconds: float, seed: int, folder: Path) -> str:
     """
     error, found = PROBLEMS["burgers"].target, {}
     for method in ("ssb", "aspqn_ssb", "aspqn_long"):
-        job = Job("burgers", method, seed, seconds, ranks, folder)
-        problem = "" if job.done() else job.run()
+        job = Trial("burgers", method, seed, seconds, ranks, folder).job()
+        problem = job.run()
         table = load(job)
         row = None if table is None else reached(table, error)
         what = f"{METHODS[method].title}, {ranks} ranks, seed {seed}"
@@ -426,8 +354,8 @@ def main(arguments: Sequence[str]) -> None:
                 continue
             seconds = given.seconds or METHODS[method].seconds.get(problem, p.seconds)
             for seed in given.seeds or p.seeds:
-                job = Job(problem, method, seed, seconds, given.ranks, given.output)
-                fault = "" if job.done() else job.run()
+                job = Trial(problem, method, seed, seconds, given.ranks, given.output).job()
+                fault = job.run()
                 table = load(job)
                 best = "no error known" if table is None else f"best error {table['error'].min():.1e}"
                 print(f"{problem}, {METHODS[method].title}, seed {seed}: {fault or best}", flush=True)
@@ -436,7 +364,7 @@ def main(arguments: Sequence[str]) -> None:
         if runs:
             every[problem] = runs
             draw(problem, runs, given.output / f"{problem}.png")
-    text = "\n\n".join([*(markdown(problem, runs) for problem, runs in every.items()), "\n".join(targets(every))])
+    text = "\n\n".join([*(section(problem, runs) for problem, runs in every.items()), "\n".join(targets(every))])
     (given.output / "study.md").write_text(text + "\n")
     print("\n" + text)
 

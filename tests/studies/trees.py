@@ -1,8 +1,8 @@
 """A study of solver trees: Burgers 8 x 20 on 10,000 points, one tree a row, error against path evaluations.
 
-    python tests/studies/trees.py [--only qn ngmres] [--seeds 0 1 2] [--evaluations 2000] [--output trees]
+    python -m tests.studies.trees [--only qn ngmres] [--seeds 0 1 2] [--evaluations 2000] [--output trees]
 
-Every tree starts from the same network and points and stops after so many path evaluations, or seconds. A path
+Every tree starts from the same network and points and stops after so many path evaluations, or core-seconds. A path
 evaluation is a loss with its gradient, what subdomains do side by side counted once; a loss alone counts as a third, a
 Hessian action, exact or Gauss-Newton, as two. The table has the relative L2 error at several counts, and what it took
 to 4.6e-4, the published accuracy of L-BFGS (SIAM J. Sci. Comput. 46, 2024), with the gradients among it on the path, in
@@ -12,26 +12,17 @@ total and in work. Core-seconds include the error after each outer iteration. A 
 from __future__ import annotations
 
 import argparse
-import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ml2hpc.io import store
 from ml2hpc.log.work import MEASURES
+from tests.studies.runs import COLOURS, DASHES, OPTIONS, Job, Table, markdown
 
-OPTIONS = Path(__file__).parents[2] / "apps" / "options"
 TARGET = 4.6e-4
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-DASHES = ("-", "--", ":", "-.")
-ENDLESS = (
-    "-snes_max_it 1000000 -snes_rtol 0 -snes_stol 0 -pinn_error_interval 1 -checkpoint_interval 1e9 -options_left no"
-)
+ENDLESS = "-snes_max_it 1000000 -snes_rtol 0 -snes_stol 0 -pinn_error_interval 1"
 
 MSPQN = "-npc_snes_type nasm -npc_snes_nasm_type multiplicative -npc_dm_subdomains 2 -npc_sub_snes_max_it 20"
 ASPQN = "-npc_snes_type nasm -npc_dm_subdomains 8 -npc_sub_snes_max_it 10"
@@ -79,50 +70,18 @@ TREES = {
     "mp_lbfgs": ("MP-LBFGS", f"-options_file {OPTIONS / 'mp_lbfgs.opts'}"),
 }
 
-Table = dict[str, NDArray[np.float64]]
+
+def job(tree: str, seed: int, evaluations: int, seconds: float, folder: Path) -> Job:
+    """Return the run of a tree."""
+    options = f"{TREES[tree][1]} {ENDLESS} -seed {seed} -snes_max_funcs {evaluations}"
+    return Job("pinn", f"{tree}-{seed}-{evaluations}", options, seconds, folder)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of the app."""
-
-    tree: str
-    seed: int
-    evaluations: int
-    seconds: float
-    folder: Path
-
-    @property
-    def result(self) -> Path:
-        """The history of a finished run."""
-        return self.folder / f"{self.tree}-{self.seed}-{self.evaluations}.npz"
-
-    def run(self) -> str:
-        """Run it unless it is done, keep its history; return what went wrong."""
-        if self.result.exists():
-            return ""
-        output = self.folder / f"{self.tree}-{self.seed}.h5"
-        words = (
-            f"{sys.executable} -m ml2hpc.apps.pinn {TREES[self.tree][1]} {ENDLESS} -seed {self.seed} "
-            f"-snes_max_funcs {self.evaluations} -max_time {self.seconds:g} -output {output}"
-        )
-        with output.with_suffix(".log").open("w") as log:
-            done = subprocess.run(shlex.split(words), stdout=log, stderr=subprocess.STDOUT, check=False)
-        if done.returncode != 0:
-            told = output.with_suffix(".log").read_text().strip().splitlines()
-            return told[-1] if told else f"exit status {done.returncode}"
-        np.savez(self.result, **store.read(output, "run")["history"]["outer"])
-        for leftover in self.folder.glob(f"{output.stem}.*"):
-            if leftover.suffix in {".h5", ".xdmf"}:
-                leftover.unlink()
-        return ""
-
-    def table(self) -> Table:
-        """Return its history with the column `evaluations`."""
-        with np.load(self.result) as found:
-            table: Table = dict(found)
-        table["evaluations"] = table["gradients_path"] + 2 * table["hessians_path"] + table["objectives_path"] / 3
-        return table
+def history(run: Job) -> Table:
+    """Return its history with the column `evaluations`."""
+    table = run.table()
+    table["evaluations"] = table["gradients_path"] + 2 * table["hessians_path"] + table["objectives_path"] / 3
+    return table
 
 
 def row(title: str, seed: int, table: Table, counts: Sequence[int]) -> list[str]:
@@ -142,14 +101,6 @@ def row(title: str, seed: int, table: Table, counts: Sequence[int]) -> list[str]
     else:
         cells += ["-"] * 3
     return [*cells, f"{np.nanmin(error):.1e}", f"{table['objective'][-1]:.1e}", f"{table['cpu_seconds'][-1]:.0f}"]
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a table whose first row is the heading."""
-    widths = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
-    lines = [" | ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
-    lines.insert(1, " | ".join("-" * w for w in widths))
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def draw(tables: dict[str, Table], path: Path) -> None:
@@ -185,7 +136,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--only", nargs="+", choices=TREES, default=list(TREES), metavar="TREE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--evaluations", type=int, default=2000, help="path evaluations of every run")
-    parser.add_argument("--seconds", type=float, default=60.0, help="and seconds that it may take at most")
+    parser.add_argument("--seconds", type=float, default=60.0, help="core-seconds that it may take at most")
     parser.add_argument("--output", type=Path, default=Path("trees"))
     given = parser.parse_args(arguments)
     given.output.mkdir(parents=True, exist_ok=True)
@@ -205,12 +156,12 @@ def main(arguments: Sequence[str]) -> None:
     first: dict[str, Table] = {}
     for tree in given.only:
         for seed in given.seeds:
-            job = Job(tree, seed, given.evaluations, given.seconds, given.output)
-            fault = job.run()
+            run = job(tree, seed, given.evaluations, given.seconds, given.output)
+            fault = run.run()
             print(f"{TREES[tree][0]}, seed {seed}: {fault or 'done'}", flush=True)
             if not fault:
-                rows.append(row(TREES[tree][0], seed, job.table(), counts))
-                first.setdefault(tree, job.table())
+                rows.append(row(TREES[tree][0], seed, history(run), counts))
+                first.setdefault(tree, history(run))
     text = markdown([heads, *rows])
     (given.output / "trees.md").write_text(text + "\n")
     draw(first, given.output / "trees.png")

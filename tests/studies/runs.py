@@ -1,0 +1,114 @@
+"""What the studies share: runs of an app, each made once within its budget; tables of what they found."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml2hpc.io import store
+
+Table = dict[str, NDArray[np.float64]]
+OPTIONS = Path(__file__).parents[2] / "apps" / "options"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+DASHES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of an app, which ends by its options or when its time is over.
+
+    Parameters
+    ----------
+    app
+        What is behind `ml2hpc.apps.`.
+    name
+        What its files in the folder are called.
+    options
+        Its options. Files are written once, at the end.
+    seconds
+        Of processor time, start-up included, on one rank; of the clock on several, where the launcher's children
+        cannot be watched.
+    """
+
+    app: str
+    name: str
+    options: str
+    seconds: float
+    folder: Path
+    ranks: int = 1
+
+    @property
+    def result(self) -> Path:
+        """The history of a finished run."""
+        return self.folder / f"{self.name}.npz"
+
+    def done(self) -> bool:
+        """Tell whether there is a result that was given as much time. A result is whole: it is renamed into place."""
+        if not self.result.exists():
+            return False
+        with np.load(self.result) as found:
+            return float(found["budget"]) >= self.seconds
+
+    def command(self, output: Path) -> list[str]:
+        """Return the command line."""
+        launcher = ["mpirun", "-n", str(self.ranks)] if self.ranks > 1 else []
+        limit = f"-max_time {self.seconds:g}" if self.ranks > 1 else ""
+        words = f"{self.options} -checkpoint_interval 1e9 -options_left no {limit} -output {output}"
+        return [*launcher, sys.executable, "-m", f"ml2hpc.apps.{self.app}", *shlex.split(words)]
+
+    def run(self) -> str:
+        """Run it unless it is done, keep its history, return what went wrong."""
+        if self.done():
+            return ""
+        output, told = self.folder / f"{self.name}.h5", self.folder / f"{self.name}.log"
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with told.open("w") as log:
+            process = subprocess.Popen(
+                self.command(output), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+            )
+            while process.poll() is None:
+                time.sleep(0.1)
+                if self.ranks == 1 and processor_time(process.pid) > self.seconds:
+                    process.terminate()  # the app ends with the iteration and writes its file
+                    process.wait()
+        if not output.exists():
+            last = told.read_text().strip().splitlines()
+            return last[-1] if last else f"exit status {process.returncode}"
+        whole = self.folder / f"{self.name}.part.npz"
+        np.savez(whole, budget=self.seconds, **store.read(output, "run")["history"]["outer"])
+        whole.rename(self.result)
+        for leftover in self.folder.glob(f"{self.name}.*"):  # a dense inverse makes the file large
+            if leftover.suffix in {".h5", ".xdmf"}:
+                leftover.unlink()
+        return ""
+
+    def table(self) -> Table:
+        """Return the history of a finished run, one array per column."""
+        with np.load(self.result) as found:
+            return {name: found[name] for name in found.files if name != "budget"}
+
+
+def processor_time(pid: int) -> float:
+    """Return the processor seconds that a running process has used, 0 when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (float(fields[11]) + float(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a table whose first row is the heading."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, " | ".join("-" * w for w in widths))
+    return "\n".join(f"| {line} |" for line in lines)
