@@ -16,6 +16,7 @@ typedef INTEGER VI __attribute__((vector_size(VECTOR_BYTES)));
 #include "symmetric.h"
 #include "sweep.h"
 #include "rows.h"
+#include "limited.h"
 #undef BY_ACTIVATION
 #undef MOST_JETS
 #undef MOST_CURVED

@@ -7,8 +7,6 @@ kept apart, so that a rank that waits for a slower one is seen to wait instead o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,30 @@ class Event:
     messages: int = 0
     bytes: int = 0
     reductions: int = 0
+
+
+class Timing:
+    """A block that is timed as an event. It is entered some ten times an iteration: a generator would cost thrice."""
+
+    __slots__ = ("_event", "_open", "_outermost", "_start")
+
+    def __init__(self, event: Event, opened: list[Event]) -> None:
+        self._event = event
+        self._open = opened
+
+    def __enter__(self) -> Event:
+        event = self._event
+        event.count += 1
+        self._outermost = not any(event is other for other in self._open)  # inclusive figures count no other
+        if self._outermost:
+            self._open.append(event)
+            self._start = time.perf_counter()
+        return event
+
+    def __exit__(self, *_: object) -> None:
+        if self._outermost:
+            self._event.seconds += time.perf_counter() - self._start
+            self._open.pop()
 
 
 class Log:
@@ -43,22 +65,9 @@ class Log:
         self.started = time.perf_counter()
         self._open: list[Event] = []
 
-    @contextmanager
-    def event(self, name: str, prefix: str = "") -> Iterator[Event]:
-        """Time a block as event `name` of the solver with option prefix `prefix`."""
-        event = self.events.setdefault(f"{name} ({prefix})" if prefix else name, Event())
-        recursive = any(event is other for other in self._open)  # inclusive figures count the outermost only
-        event.count += 1
-        if recursive:
-            yield event
-            return
-        self._open.append(event)
-        start = time.perf_counter()
-        try:
-            yield event
-        finally:
-            event.seconds += time.perf_counter() - start
-            self._open.pop()
+    def event(self, name: str, prefix: str = "") -> Timing:
+        """Return a context that times a block as event `name` of the solver with option prefix `prefix`."""
+        return Timing(self.events.setdefault(f"{name} ({prefix})" if prefix else name, Event()), self._open)
 
     def communicated(self, seconds: float, size: int, *, messages: int = 0, reductions: int = 0) -> None:
         """Charge one finished communication of `size` bytes that this rank waited `seconds` for."""

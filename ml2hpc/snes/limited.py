@@ -2,12 +2,75 @@
 
 from __future__ import annotations
 
+import ctypes
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ml2hpc.kernels import Library
 from ml2hpc.snes.secant import Inverse, Tree
 from ml2hpc.vec import Rows, VectorSpace
+
+
+class Middle:
+    """The small matrices of the compact form, of m pairs; zero where there is none yet.
+
+    Parameters
+    ----------
+    library
+        The compiled kernels, for which torch's calls are long; None for the same mathematics in torch.
+
+    Attributes
+    ----------
+    inverse, yy, sy
+        R^-1 and Y'Y, shape (m, m), and the diagonal of D, shape (m,).
+    """
+
+    def __init__(self, space: VectorSpace, m: int, library: Library | None) -> None:
+        self.inverse = torch.zeros(m, m, dtype=space.dtype, device=space.device)
+        self.yy = torch.zeros_like(self.inverse)
+        self.sy = torch.zeros_like(self.inverse[0])
+        self._kernels: tuple[Any, Any] | None = None
+        if library is not None and space.device.type == "cpu":
+            pointer, long = ctypes.c_void_p, ctypes.c_long
+            learn = library.function("limited_learn", space.dtype)
+            learn.argtypes = [pointer, pointer, pointer, long, long, pointer]
+            weights = library.function("limited_weights", space.dtype, ctypes.c_double)
+            weights.argtypes = [pointer, pointer, pointer, long, long, pointer, pointer]
+            self._kernels = learn, weights
+            self._pointers = tuple(a.data_ptr() for a in (self.inverse, self.yy, self.sy))
+
+    def learn(self, place: int, products: Tensor) -> None:
+        """Take the pair whose S'y and Y'y are given, shape (2, m), in place of another. Not collective."""
+        if self._kernels is not None:
+            self._kernels[0](*self._pointers, len(self.sy), place, products.data_ptr())
+            return
+        sy, yy = products
+        self.sy[place] = sy[place]
+        self.yy[place] = self.yy[:, place] = yy
+        self.inverse[place] = self.inverse[:, place] = 0.0
+        self.inverse[:, place] = (self.inverse @ sy) / -sy[place]
+        self.inverse[place, place] = 1.0 / sy[place]
+
+    def weights(self, last: int, products: Tensor) -> tuple[Tensor, float]:
+        """Return p above -gamma q, shape (2 m,), and gamma, from S'g and Y'g, shape (2, m). Not collective.
+
+        Parameters
+        ----------
+        last
+            The place of the pair that gamma is taken from, -1 for gamma = 1.
+        """
+        m = len(self.sy)
+        if self._kernels is not None:
+            out = products.new_empty(3 * m)
+            gamma = self._kernels[1](*self._pointers, m, last, products.data_ptr(), out.data_ptr())
+            return out[: 2 * m], gamma
+        sg, yg = products
+        gamma = 1.0 if last < 0 else float(self.sy[last]) / float(self.yy[last, last])
+        q = self.inverse @ sg
+        p = self.inverse.T @ (self.sy * q + gamma * (self.yy @ q - yg))
+        return torch.cat([p, -gamma * q]), gamma
 
 
 class CompactLBFGS(Inverse):
@@ -45,9 +108,7 @@ class CompactLBFGS(Inverse):
         self.memory = memory
         self.scaled = scaled
         self._rows = Rows(space, 2 * memory, library)  # S' above Y'
-        self._inverse = torch.zeros(memory, memory, dtype=space.dtype, device=space.device)  # R^-1, zero without pairs
-        self._yy = torch.zeros_like(self._inverse)  # Y'Y
-        self._sy = torch.zeros_like(self._inverse[0])  # the diagonal of D
+        self._middle = Middle(space, memory, library)
         self._learnt = 0
         self._known: tuple[Tensor, Tensor] | None = None  # g and its products with the rows, (2, memory)
 
@@ -60,12 +121,9 @@ class CompactLBFGS(Inverse):
             return g.clone()
         if self._known is None or self._known[0] is not g:
             self._known = (g, self._products(g, g)[1])
-        sg, yg = self._known[1]
-        last = (self._learnt - 1) % self.memory
-        gamma = float(self._sy[last]) / float(self._yy[last, last]) if self.scaled else 1.0
-        q = self._inverse @ sg
-        p = self._inverse.T @ (self._sy * q + gamma * (self._yy @ q - yg))
-        return self._rows.combination(torch.cat([p, -gamma * q]), gamma, g)
+        last = (self._learnt - 1) % self.memory if self.scaled else -1
+        weights, gamma = self._middle.weights(last, self._known[1])
+        return self._rows.combination(weights, gamma, g)
 
     def _products(self, x: Tensor, y: Tensor) -> Tensor:
         """Return S'x, Y'x, S'y, Y'y, shape (2, 2, memory). Collective if sharded."""
@@ -75,17 +133,13 @@ class CompactLBFGS(Inverse):
         place = self._learnt % self.memory
         self._rows.values[place] = s
         self._rows.values[self.memory + place] = y
-        (sy, yy), with_g = self._products(y, g_new)
-        self._sy[place] = sy[place]
-        self._yy[place] = self._yy[:, place] = yy
-        self._inverse[place] = self._inverse[:, place] = 0.0
-        self._inverse[:, place] = (self._inverse @ sy) / -sy[place]
-        self._inverse[place, place] = 1.0 / sy[place]
-        self._known = (g_new, with_g)
+        products = self._products(y, g_new)
+        self._middle.learn(place, products[0])
+        self._known = (g_new, products[1])
         self._learnt += 1
 
     def reset(self) -> None:
-        self._inverse.zero_()
+        self._middle.inverse.zero_()
         self._learnt, self._known = 0, None
 
     def retarget(self) -> None:
@@ -95,9 +149,9 @@ class CompactLBFGS(Inverse):
         rows = self.space.gather(self._rows.values.T.contiguous()).T.contiguous()
         tree: Tree = {
             "rows": rows.cpu().numpy(),
-            "inverse": self._inverse.cpu().numpy(),
-            "yy": self._yy.cpu().numpy(),
-            "sy": self._sy.cpu().numpy(),
+            "inverse": self._middle.inverse.cpu().numpy(),
+            "yy": self._middle.yy.cpu().numpy(),
+            "sy": self._middle.sy.cpu().numpy(),
             "learnt": self._learnt,
         }
         if self._known is not None:
@@ -106,8 +160,8 @@ class CompactLBFGS(Inverse):
 
     def load(self, state: Tree) -> None:
         self._rows.values.copy_(torch.from_numpy(state["rows"])[:, self.space.rows])
-        for own, name in ((self._inverse, "inverse"), (self._yy, "yy"), (self._sy, "sy")):
-            own.copy_(torch.from_numpy(state[name]))
+        for name in ("inverse", "yy", "sy"):
+            getattr(self._middle, name).copy_(torch.from_numpy(state[name]))
         self._learnt = int(state["learnt"])
         self._known = None
         if "g" in state:

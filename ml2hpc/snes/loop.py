@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ml2hpc.errors import UserError
@@ -188,8 +187,7 @@ class SNES:
 
     def descends(self, line: Line, point: Point) -> bool:
         """Tell whether -y descends, and is not perpendicular to the gradient up to noise. Collective if sharded."""
-        pair = torch.stack([point.g, line.y])
-        gg, yy = self.problem.space.mdot(pair, pair.T).diagonal().tolist()
+        gg, yy = self.problem.space.dots((point.g, point.g), (line.y, line.y))
         return -line.slope > _PERPENDICULAR * math.sqrt(gg * yy)
 
     def forget(self) -> bool:

@@ -134,8 +134,7 @@ class QuasiNewton(DirectionMethod):
 
     def _learn(self, solver: SNES, old: Point, new: Point, step: float | None) -> None:
         s, y = new.x - old.x, new.r - old.r
-        space = solver.problem.space
-        sy, ss, yy = space.dot(s, y), space.dot(s, s), space.dot(y, y)
+        sy, ss, yy = solver.problem.space.dots((s, y), (s, s), (y, y))
         if math.isfinite(sy) and sy > self.options.curvature * math.sqrt(ss * yy):
             with solver.log.event("SNESQNUpdate", solver.label):
                 self.inverse.update(s, y, old.r, new.r, step)

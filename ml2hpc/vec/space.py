@@ -76,6 +76,11 @@ class VectorSpace(ABC):
         """Return <x, y>. Collective if sharded."""
         return float(self.mdot(x[None], y)[0])
 
+    def dots(self, *pairs: tuple[Tensor, Tensor]) -> list[float]:
+        """Return <x, y> of each pair, in one reduction. Collective if sharded."""
+        found: list[float] = self.total(torch.stack([torch.dot(x, y) for x, y in pairs])).tolist()
+        return found
+
     def norm(self, x: Tensor) -> float:
         """Return the 2-norm. Collective if sharded."""
         return math.sqrt(self.dot(x, x))

@@ -84,6 +84,9 @@ def test_a_batch_of_products_is_one_reduction(comm) -> None:
     space = Sharded(c, 100, torch.float64)
     space.mdot(torch.ones(7, space.n_local, dtype=torch.float64), torch.ones(space.n_local, dtype=torch.float64))
     assert (c.log.total.reductions, c.log.total.bytes) == (1, 7 * 8 * c.size)
+    x, y = (space.local(torch.linspace(a, 2, 100, dtype=torch.float64)) for a in (0, 1))
+    assert space.dots((x, x), (x, y)) == [space.dot(x, x), space.dot(x, y)]
+    assert c.log.total.reductions == 1 + 1 + 2
 
 
 @pytest.mark.parallel(1, 3)
@@ -99,6 +102,7 @@ def test_replicated_products_need_nobody() -> None:
     space = Replicated(4, torch.float64)
     x, y = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64), torch.tensor([1.0, 0, -1, 2], dtype=torch.float64)
     assert space.dot(x, y) == 6.0
+    assert space.dots((x, y), (x, x)) == [6.0, 30.0]
     assert space.norm(torch.tensor([3.0, 4.0])) == 5.0
     np.testing.assert_array_equal(space.mdot(torch.stack([x, y]), y), [6.0, 6.0])
     assert (space.n_local, space.rows) == (4, slice(0, 4))
