@@ -70,7 +70,9 @@ class RecursiveTrustRegion(Method):
             0.25, "take a coarse step when L falls by more than this share of what the coarse level predicts", above=0.0
         )
         batch: int = option(
-            0, "samples in a mini-batch, at first; an iteration makes a cycle on each of an epoch; 0 takes all", at_least=0
+            0,
+            "samples in a mini-batch, at first; an iteration makes a cycle on each of an epoch; 0 takes all",
+            at_least=0,
         )
         # All smaller batches together cost no more epochs than there are doublings: log2(samples / batch).
         batch_growth: float = option(
@@ -78,7 +80,9 @@ class RecursiveTrustRegion(Method):
         )
         # As eta: what would refuse a coarse level refuses a batch.
         batch_threshold: float = option(
-            0.25, "mini-batches grow when L falls over an epoch by at most this share of what a cycle predicts", above=0.0
+            0.25,
+            "mini-batches grow when L falls over an epoch by at most this share of what a cycle predicts",
+            above=0.0,
         )
 
     name = "rmtr"
@@ -147,7 +151,7 @@ class RecursiveTrustRegion(Method):
         return Step(self._levels.close(solver, end)) if moved else Step(point, "no level lowers the objective")
 
     def _epoch(self, solver: SNES, point: Point) -> Step:
-        """Make a cycle on each mini-batch; go back where L has not fallen, let batches grow by the ratio. Collective."""
+        """Make a cycle on each mini-batch; go back if L has not fallen, and let batches grow by the ratio. Collective."""
         order, n, parts = self._levels.shuffled(solver.problem.samples), solver.problem.samples, self._count(solver)
         new, predicted = point, 0.0
         for k in range(parts):
@@ -257,5 +261,7 @@ class RecursiveTrustRegion(Method):
         name = {"1": "V", "2": "W", "f": "F"}[o.cycles]
         lines = [f"{name}-cycles, eta={o.eta:g}, regions in the norm {self._norms[0]}", *self._levels.view()]
         if o.batch:
-            lines += [f"mini-batches: {self._parts} an epoch, growth={o.batch_growth:g}, threshold={o.batch_threshold:g}"]
+            lines += [
+                f"mini-batches: {self._parts} an epoch, growth={o.batch_growth:g}, threshold={o.batch_threshold:g}"
+            ]
         return lines

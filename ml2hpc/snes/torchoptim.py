@@ -1,4 +1,4 @@
-"""Any optimiser of torch.optim by name, as a solver type: an optimiser step, or an epoch of mini-batches, an iteration."""
+"""Any optimiser of torch.optim by name, as a solver type: a step, or an epoch of steps on batches, per iteration."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class TorchOptim(Method):
         batch: int = option(0, "samples drawn for each step; 0 takes all", at_least=0)
         # L after every step on a batch would cost many times the step.
         steps: int = option(
-            0, "steps in an iteration, at whose end L is evaluated; 0 makes an epoch, the samples over the batch", at_least=0
+            0,
+            "steps in an iteration, at whose end L is evaluated; 0 makes an epoch, the samples over the batch",
+            at_least=0,
         )
         seed: int = option(0, "seed of the draws", at_least=0)
         recycle: bool = option(True, "keep the optimiser's state from one solve to the next")
