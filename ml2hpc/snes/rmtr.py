@@ -151,7 +151,7 @@ class RecursiveTrustRegion(Method):
         return Step(self._levels.close(solver, end)) if moved else Step(point, "no level lowers the objective")
 
     def _epoch(self, solver: SNES, point: Point) -> Step:
-        """Make a cycle on each mini-batch; go back if L has not fallen, and let batches grow by the ratio. Collective."""
+        """Make a cycle on each mini-batch; go back if L has not fallen; grow batches by the ratio. Collective."""
         order, n, parts = self._levels.shuffled(solver.problem.samples), solver.problem.samples, self._count(solver)
         new, predicted = point, 0.0
         for k in range(parts):
