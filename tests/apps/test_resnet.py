@@ -243,10 +243,12 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str, str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_damaged_input_ends_every_rank_with_one_line_and_touches_no_output(tmp_path: Path, case: str) -> None:
+def test_damaged_input_ends_every_rank_with_one_line_and_touches_no_output(
+    runs: Path, tmp_path: Path, case: str
+) -> None:
     write, arguments, message = DAMAGED[case]
     write(tmp_path)
-    (tmp_path / "run.h5").write_bytes(b"kept")
+    shutil.copy(runs / "half.h5", tmp_path / "run.h5")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     done = launch(tmp_path, 2, arguments)
     assert done.returncode == 1

@@ -32,7 +32,7 @@ EPOCHS = 8  # of SGD and Adam between two evaluations of L and the accuracies
 
 @dataclass(frozen=True)
 class Set:
-    """Images: `train` of them are trained on, for so many core-seconds; `target` is the validation accuracy to reach."""
+    """Images, of which `train` are trained on; `target` is a validation accuracy, core-seconds are a run's."""
 
     title: str
     options: str
@@ -55,7 +55,7 @@ SETS = {
 
 @dataclass(frozen=True)
 class Method:
-    """A solver tree; {rate} in its options is chosen from `rates`, {steps} is the number of steps of `EPOCHS` epochs."""
+    """A solver tree; {rate} in its options is one of `rates`, {steps} the number of steps of `EPOCHS` epochs."""
 
     title: str
     options: str
