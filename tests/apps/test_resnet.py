@@ -227,6 +227,22 @@ def not_a_number(folder: Path) -> None:
     (folder / "set").write_text("".join(f"{k % 2} 1:{k} 2:{'nan' if k == 7 else 1}\n" for k in range(40)))
 
 
+def test_recursive_trust_regions_on_convolutions_with_batches(tmp_path: Path) -> None:
+    """Images with a bright row, whose place is the class: the option file, smaller, on one rank and on three."""
+    images = np.random.default_rng(0).integers(0, 100, (120, 4, 5))
+    images[np.arange(120), np.arange(120) % 4] += 150
+    labelled(tmp_path, "train", images, np.arange(120) % 4)
+    options = Path(__file__).parents[2] / "apps" / "options" / "resnet_rmtr_images.opts"
+    sizes = "-data_set mnist -data_path . -data_train 80 -data_validation 20 -data_test 20 -resnet_width 4"
+    for ranks in (1, 3):
+        succeed(
+            tmp_path, ranks, f"-options_file {options} {sizes} -snes_rmtr_batch 30 -snes_max_it 4 -output on{ranks}.h5"
+        )
+    assert (parameters(tmp_path / "on1.h5") == parameters(tmp_path / "on3.h5")).all()
+    objective = history(tmp_path / "on1.h5")["objective"]
+    assert (np.diff(objective) <= 0).all() and objective[-1] < 0.9 * objective[0]
+
+
 FILES = "-data_train 20 -data_validation 10 -data_test 10 -data_path ."
 DAMAGED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no folder": (digits, f"{FILES}/nowhere -data_set mnist", "nowhere: holds neither train-images"),
