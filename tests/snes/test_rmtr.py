@@ -140,11 +140,13 @@ def test_one_level_is_newtontr(comm):
     assert (found.work.counts == expected.work.counts).all()
 
 
+@pytest.mark.parametrize("batch", [0, 10])
 @pytest.mark.parametrize("kind", ["newtontr -npc_snes_tr_delta0 0.05", "qn"])
-def test_the_region_of_a_parent_holds(comm, kind):
-    """As a preconditioner of a trust region, all cycles of a solve stay in it."""
+def test_the_region_of_a_parent_holds(comm, kind, batch):
+    """As a preconditioner of a trust region, all cycles of a solve stay in it, on mini-batches too."""
     problem = network(comm, blocks=8)
     outer = kind.replace("npc_", "") + " -npc_snes_type rmtr -npc_snes_max_it 4 -npc_rmtr_levels_snes_tr_delta0 10"
+    outer += f" -npc_snes_rmtr_batch {batch}"
     solver = tree(f"-snes_type {outer} -snes_max_it 1", problem)
     x = parameters(problem)
     assert solver.npc is not None
