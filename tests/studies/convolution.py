@@ -7,7 +7,7 @@ on all samples. Every run of a set gets the same core-seconds, start-up included
 minutes. SGD (momentum 0.9) and Adam run with each learning rate of a grid on the first seed, and with the best one, by
 validation accuracy and then by L, on the others. Their mini-batches are those that RMTR starts with. L and the
 accuracies are found after each epoch of RMTR, which costs as much as several of SGD's, and after every 8 epochs of SGD
-and Adam: with each, a fifth to a quarter of the time.
+and Adam: with each, about a sixth of the time.
 
 Work counts evaluations of L with its gradient, those on a mini-batch or a coarse level by their share. MNIST comes from
 the folder of its binary files, $ML2HPC_DATA/mnist unless given; there 1000 images are trained on.
