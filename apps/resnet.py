@@ -35,7 +35,7 @@ Other data, networks and solvers:
 
 Levels with half the blocks each: MG/OPT as published, nested iteration, multigrid cycles, recursive trust regions:
 
-    python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mgopt.opts      # and resnet_nested, _fas, _rmtr
+    python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mgopt.opts      # _nested, _fas, _rmtr, _rmtr_images
     python -m ml2hpc.apps.resnet -data_set libsvm -data_path australian -resnet_blocks 8
 
 Go on from a file on other numbers of ranks; draw loss, accuracies and movement:

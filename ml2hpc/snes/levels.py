@@ -154,7 +154,8 @@ class LevelSolvers:
                 f"samples"
             )
         self._prefix, self._unit = solver.prefix, solver.unit
-        self.levels = dm.coarsen(solver.problem, self.options, solver.prefix)
+        self.levels = self._whole = dm.coarsen(solver.problem, self.options, solver.prefix)
+        self._sampled = False  # whether `levels` are those of a batch
         for child, level in zip(self.children, self.levels.levels, strict=True):
             child.set_up(level.problem, solver.unit)
             if not level.spokes:
@@ -163,24 +164,37 @@ class LevelSolvers:
     def rebind(self, solver: SNES) -> None:
         """Build the hierarchy of another problem on the same space. Collective."""
         self._unit = solver.unit
-        self.levels = dm.coarsen(solver.problem, self.options, solver.prefix)
+        self.levels = self._whole = dm.coarsen(solver.problem, self.options, solver.prefix)
         for child, level in zip(self.children, self.levels.levels, strict=True):
             child.rebind(level.problem, solver.unit)
 
     def open(self, solver: SNES, point: Point) -> Point:
-        """Return the start of an iteration on the finest level, where batches are drawn, and units changed. Collective.
+        """Return the start of an iteration on the finest level, where a batch is drawn if one is asked for. Collective.
 
         The solver's problem may have been shifted since `set_up`.
         """
-        problem, batch = solver.problem, self._o.batch
-        if batch:
-            rows = torch.randperm(problem.samples, generator=self._generator, device=self._generator.device)[:batch]
-            problem = problem.sample(rows.sort().values)
+        samples, batch = solver.problem.samples, self._o.batch
+        return self.over(solver, point, self.shuffled(samples)[:batch].sort().values if batch else None)
+
+    def shuffled(self, samples: int) -> Tensor:
+        """Return all sample numbers in an order that is drawn anew, the same on every rank. Not collective."""
+        return torch.randperm(samples, generator=self._generator, device=self._generator.device)
+
+    def over(self, solver: SNES, point: Point, rows: Tensor | None) -> Point:
+        """Return a point on the finest level, in its units, of L over some samples; None takes all. Collective.
+
+        Over some, L is evaluated there.
+        """
+        problem = solver.problem
+        self._sampled = rows is not None
+        self.levels = self._whole
+        if rows is not None:
+            problem = problem.sample(rows)
             self.levels = dm.coarsen(problem, self.options, self._prefix)
         scale = self.levels[self.finest].scale
         self.see(self.finest, dm.in_metric(problem, scale))
         x = point.x if scale is None else scale * point.x
-        if batch:
+        if self._sampled:
             return self.evaluated(self.finest, x)
         g = point.g if scale is None else point.g / scale
         return Point(x, point.f, g, g)
@@ -192,13 +206,17 @@ class LevelSolvers:
             child.rebind(problem, self._unit)
         return child
 
-    def close(self, solver: SNES, point: Point) -> Point:
-        """Return the end of an iteration as a point of the solver. Collective if batches were drawn."""
+    def at(self, solver: SNES, point: Point) -> Point:
+        """Return the end of an iteration in the solver's units, with L of the levels. Not collective."""
         scale = self.levels[self.finest].scale
         x, g = (point.x, point.g) if scale is None else (point.x / scale, point.g * scale)
-        if self._o.batch:
-            return solver.point(x, *solver.gradient(x))
-        return solver.point(x, point.f, g)
+        return Point(x, point.f, g, g)
+
+    def close(self, solver: SNES, point: Point) -> Point:
+        """Return the end of an iteration as a point of the solver. Collective if it saw a batch."""
+        end = self.at(solver, point)
+        found = solver.gradient(end.x) if self._sampled else (end.f, end.g)
+        return solver.point(end.x, *found)
 
     def evaluated(self, level: int, x: Tensor) -> Point:
         """Return a point of the level's problem, evaluated. Collective."""

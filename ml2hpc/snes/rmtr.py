@@ -6,6 +6,13 @@
 
 Smoothing is by `newtontr`, whose radius is Delta_l. Its model learns from its own steps only: the coarse ones are
 smooth, and their curvature takes the place of what smoothing needs.
+
+With mini-batches an iteration is an epoch: all samples in an order that is drawn anew, cut in k parts, and a cycle on
+each, which sees L_b, the loss over part b. Then L itself is evaluated:
+
+    rho = k (L(x_0) - L(x_k)) / sum_b (L_b(x_{b-1}) - L_b(x_b)),   x_0 <- x_k if L falls;   k falls if rho <= threshold
+
+Where batches no longer predict the whole they grow, until k is 1 and nothing is drawn any more.
 """
 
 from __future__ import annotations
@@ -62,6 +69,21 @@ class RecursiveTrustRegion(Method):
         eta: float = option(
             0.25, "take a coarse step when L falls by more than this share of what the coarse level predicts", above=0.0
         )
+        batch: int = option(
+            0,
+            "samples in a mini-batch, at first; an iteration makes a cycle on each of an epoch; 0 takes all",
+            at_least=0,
+        )
+        # All smaller batches together cost no more epochs than there are doublings: log2(samples / batch).
+        batch_growth: float = option(
+            2.0, "factor of a growing mini-batch: large ones are soon all samples, small ones stay cheap", above=1.0
+        )
+        # As eta: what would refuse a coarse level refuses a batch.
+        batch_threshold: float = option(
+            0.25,
+            "mini-batches grow when L falls over an epoch by at most this share of what a cycle predicts",
+            above=0.0,
+        )
 
     name = "rmtr"
     title = "Recursive trust regions (rmtr)"
@@ -80,6 +102,7 @@ class RecursiveTrustRegion(Method):
                 f"level; choose the same on all levels"
             )
         self._failures = 0  # iterations in a row that failed
+        self._parts = 0  # of the samples, each a mini-batch; found by the first iteration
 
     def set_up(self, solver: SNES) -> None:
         self._levels.set_up(solver)
@@ -109,19 +132,49 @@ class RecursiveTrustRegion(Method):
     # Cycles. -----------------------------------------------------------------------------------------------------
 
     def step(self, solver: SNES, point: Point) -> Step:
-        levels, before = self._levels, self._levels.work
-        start = levels.open(solver, point)
-        if not start.finite:
-            return Step.broken(point, "on the batch")
-        self._origin = self._origin or start
-        end = self._cycle(levels.finest, self._origin, start, self._most, self.options.cycles)
+        before = self._levels.work
+        step = self._epoch(solver, point) if self._count(solver) > 1 else self._whole(solver, point)
+        solver.work.counts += self._levels.work.counts - before.counts
+        return step
+
+    def _count(self, solver: SNES) -> int:
+        """Return the number of mini-batches in an epoch. Not collective."""
+        if not self._parts:
+            self._parts = math.ceil(solver.problem.samples / self.options.batch) if self.options.batch else 1
+        return min(self._parts, solver.problem.samples)
+
+    def _whole(self, solver: SNES, point: Point) -> Step:
+        """Make a cycle on L. Collective."""
+        start, end = self._from(solver, point, None)
         moved = solver.problem.space.norm(end.x - start.x) > 0.0
-        new = levels.close(solver, end) if moved else point
-        solver.work.counts += levels.work.counts - before.counts
         self._failures = 0 if moved else self._failures + 1
-        if not new.finite:
-            return Step.broken(point, "after the cycle")
-        return Step(new) if moved else Step(point, "no level lowers the objective")
+        return Step(self._levels.close(solver, end)) if moved else Step(point, "no level lowers the objective")
+
+    def _epoch(self, solver: SNES, point: Point) -> Step:
+        """Make a cycle on each mini-batch; go back if L has not fallen; grow batches by the ratio. Collective."""
+        order, n, parts = self._levels.shuffled(solver.problem.samples), solver.problem.samples, self._count(solver)
+        new, predicted = point, 0.0
+        for k in range(parts):
+            rows = order[k * n // parts : (k + 1) * n // parts]
+            start, end = self._from(solver, new, rows.sort().values)
+            if not start.finite:
+                break
+            predicted += (start.f - end.f) / parts
+            new = self._levels.at(solver, end)
+        new = solver.point(new.x, *solver.gradient(new.x))
+        decrease = point.f - new.f if new.finite else -math.inf
+        if not (predicted > 0.0 and decrease > self.options.batch_threshold * predicted):
+            self._parts = max(1, min(parts - 1, math.floor(parts / self.options.batch_growth)))
+        return Step(new if decrease > 0.0 else point)
+
+    def _from(self, solver: SNES, point: Point, rows: Tensor | None) -> tuple[Point, Point]:
+        """Make a cycle over some samples; return where it starts and where it ends on the finest level. Collective."""
+        levels = self._levels
+        start = levels.over(solver, point, rows)
+        if not start.finite:
+            return start, start
+        self._origin = self._origin or start
+        return start, self._cycle(levels.finest, self._origin, start, self._most, self.options.cycles)
 
     def _cycle(self, level: int, origin: Point, point: Point, limit: float, kind: Cycle) -> Point:
         """Make a cycle on H_l from a point, not further than `limit` from the origin. Collective."""
@@ -191,12 +244,11 @@ class RecursiveTrustRegion(Method):
         return self._levels.forget() and self._failures < 2
 
     def state(self, solver: SNES) -> Tree:
-        tree: Tree = {**self._levels.state(), "failures": self._failures}
-        return tree
+        return {**self._levels.state(), "failures": self._failures, "parts": self._parts}
 
     def load(self, solver: SNES, state: Tree) -> None:
         self._levels.load(state)
-        self._failures = int(state["failures"])
+        self._failures, self._parts = int(state["failures"]), int(state["parts"])
 
     def inner(self) -> list[tuple[str, SNES]]:
         return self._levels.inner()
@@ -207,4 +259,9 @@ class RecursiveTrustRegion(Method):
     def view(self) -> list[str]:
         o = self.options
         name = {"1": "V", "2": "W", "f": "F"}[o.cycles]
-        return [f"{name}-cycles, eta={o.eta:g}, regions in the norm {self._norms[0]}", *self._levels.view()]
+        lines = [f"{name}-cycles, eta={o.eta:g}, regions in the norm {self._norms[0]}", *self._levels.view()]
+        if o.batch:
+            lines += [
+                f"mini-batches: {self._parts} an epoch, growth={o.batch_growth:g}, threshold={o.batch_threshold:g}"
+            ]
+        return lines

@@ -14,14 +14,15 @@ from ml2hpc.vec import VectorSpace
 
 Tree = dict[str, Any]
 
-# A w that is this small against what it is the difference of is rounding: the pair is in the model already. Norms from
-# a Gram matrix have half the digits only.
-_ROUNDING = 1e-13
-_ROUNDING_OF_GRAM = 1e-7
+# A w that is this small against what it is the difference of is rounding: the pair is in the model already. In units of
+# the last digit, and, as norms from a Gram matrix have half the digits only, of its root.
+_ROUNDING = 450.0
+_ROUNDING_OF_GRAM = 6.7
 # Outside the pairs the curvature is this share of <s, y> / <s, s>: not all of it, or <w, s> = 0 for the first pair. The
 # region bounds the step there; on Burgers, after 300 steps, the loss is a quarter of what it is with the whole.
 _SHARE = 0.03
-_DEPENDENT = 1e-13  # eigenvalues of a Gram matrix of unit columns below which columns depend on each other to rounding
+# Eigenvalues of a Gram matrix of unit columns below which columns depend on each other to rounding, in the same units.
+_DEPENDENT = 450.0
 
 
 class SR1(ABC):
@@ -39,6 +40,7 @@ class SR1(ABC):
 
     def __init__(self, space: VectorSpace, tol: float) -> None:
         self.space, self.tol = space, tol
+        self._eps = torch.finfo(space.dtype).eps
         self.pairs = 0  # learnt since the last reset
         self._known: tuple[Tensor, Tensor] | None = None  # eigenvectors (n_local, k), eigenvalues (k,) on the host
         self._gamma = 0.0
@@ -116,7 +118,7 @@ class LimitedSR1(SR1):
         if not len(pivots):
             return w, pivots
         values, vectors = torch.linalg.eigh(self.space.mdot(w.T, w).cpu().double())
-        kept = values > _DEPENDENT * values[-1]
+        kept = values > _DEPENDENT * self._eps * values[-1]
         root, vectors = values[kept].sqrt(), vectors[:, kept]
         q = w @ (vectors / root).to(w)
         factor = torch.linalg.cholesky(self.space.mdot(q.T, q).cpu().double(), upper=True)
@@ -138,7 +140,8 @@ class LimitedSR1(SR1):
             norm = math.sqrt(max(float(c @ gram @ c), 0.0))
             pivot = float(c @ gram[:, i])
             terms = float(c.abs() @ gram.diagonal().sqrt())
-            if abs(pivot) > self.tol * norm and norm > _ROUNDING_OF_GRAM * terms:
+            rounding = self._eps * terms
+            if abs(pivot) > max(self.tol * norm, rounding) and norm > _ROUNDING_OF_GRAM * math.sqrt(self._eps) * terms:
                 columns.append(c / norm)
                 pivots.append(pivot / (norm * norm))
         found = torch.stack(columns, 1) if columns else gram.new_zeros(2 * count, 0)
@@ -169,7 +172,7 @@ class DenseSR1(SR1):
         bs = self._matrix @ s
         w = y - bs
         norm, pivot = float(w.norm()), float(torch.dot(w, s))
-        if abs(pivot) > self.tol * norm and norm > _ROUNDING * float(y.norm() + bs.norm()):
+        if abs(pivot) > self.tol * norm and norm > _ROUNDING * self._eps * float(y.norm() + bs.norm()):
             self._matrix.addr_(w, w, alpha=1.0 / pivot)
             self._known = None
 

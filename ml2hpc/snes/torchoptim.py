@@ -1,7 +1,8 @@
-"""Any optimiser of torch.optim by name, as a solver type: one optimiser step per iteration, full batch or sampled."""
+"""Any optimiser of torch.optim by name, as a solver type: a step, or an epoch of steps on batches, per iteration."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +36,14 @@ class TorchOptim(Method):
         name: str = option("Adam", "class in torch.optim")
         lr: float = option(1e-3, "learning rate", above=0.0)
         arguments: str = option("{}", "further arguments as a YAML mapping, such as {betas: [0.9, 0.99]}")
-        decay: float = option(1.0, "factor of the learning rate per 1000 iterations", above=0.0, at_most=1.0)
-        batch: int = option(0, "samples drawn for each step, L is still evaluated after it; 0 takes all", at_least=0)
+        decay: float = option(1.0, "factor of the learning rate per 1000 steps", above=0.0, at_most=1.0)
+        batch: int = option(0, "samples drawn for each step; 0 takes all", at_least=0)
+        # L after every step on a batch would cost many times the step.
+        steps: int = option(
+            0,
+            "steps in an iteration, at whose end L is evaluated; 0 makes an epoch, the samples over the batch",
+            at_least=0,
+        )
         seed: int = option(0, "seed of the draws", at_least=0)
         recycle: bool = option(True, "keep the optimiser's state from one solve to the next")
 
@@ -84,7 +91,7 @@ class TorchOptim(Method):
         evaluated: list[
             tuple[Tensor, float, Tensor]
         ] = []  # x, L and gradient of the last evaluation away from the start
-        sampled = self._draw(solver.problem) if self.options.batch else None
+        sampled: Problem | None = None
         calls = 0
 
         def closure() -> float:
@@ -104,14 +111,21 @@ class TorchOptim(Method):
 
         with torch.no_grad():
             self._x.copy_(point.x)
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.options.lr * self.options.decay ** (self._steps / 1000)
-        self._optimiser.step(closure)
-        self._steps += 1
+        for _ in range(self._count(solver.problem)):
+            sampled = self._draw(solver.problem) if self.options.batch else None
+            for group in self._optimiser.param_groups:
+                group["lr"] = self.options.lr * self.options.decay ** (self._steps / 1000)
+            self._optimiser.step(closure)
+            self._steps += 1
         x = self._x.detach().clone()
         ended = [(f, g) for at, f, g in evaluated if solver.problem.space.norm(at - x) == 0.0]
         new = solver.point(x, *(ended[0] if ended else solver.gradient(x)))
         return Step(new) if new.finite else Step.broken(point, "after the optimiser's step")
+
+    def _count(self, problem: Problem) -> int:
+        """Return the number of steps in an iteration. Not collective."""
+        epoch = math.ceil(problem.samples / self.options.batch) if self.options.batch else 1
+        return self.options.steps or epoch
 
     def _draw(self, problem: Problem) -> Problem:
         rows = torch.randperm(problem.samples, generator=self._generator, device=self._generator.device)[
@@ -143,7 +157,7 @@ class TorchOptim(Method):
     def view(self) -> list[str]:
         o = self.options
         batch = f"batches of {o.batch}" if o.batch else "full batch"
-        return [f"{type(self._optimiser).__name__}, lr={o.lr:g}, decay={o.decay:g} per 1000 iterations, {batch}"]
+        return [f"{type(self._optimiser).__name__}, lr={o.lr:g}, decay={o.decay:g} per 1000 steps, {batch}"]
 
 
 def _plain(value: Any) -> Any:

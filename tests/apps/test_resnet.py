@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from ml2hpc.io import store
 from ml2hpc.problem.control import Architecture
 from tests.apps.test_pinn import command, parameters
+from tests.problem.test_data import idx
 
 SMALL = "-data_train 300 -data_validation 100 -data_test 50 -resnet_blocks 8 -resnet_chunk 64"
 
@@ -141,6 +143,30 @@ def test_libsvm_file_is_found_again_from_another_folder(tmp_path: Path) -> None:
     assert len(history(other / "run.h5")["objective"]) == 13
 
 
+TREES = {
+    "fas": "-snes_type fas -dm_metric function",
+    "fas on batches": "-snes_type fas -snes_fas_batch 100",
+    "rmtr": "-snes_type rmtr -dm_metric function",
+    "rmtr on batches": "-snes_type rmtr -dm_metric function -snes_rmtr_batch 100 -snes_rmtr_batch_threshold 5",
+    "kaskade": "-snes_type qn -snes_npc_lag 3 -npc_snes_type fas -npc_snes_fas_type kaskade -npc_dm_metric function",
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_multilevel_trees_have_the_same_bits_on_any_ranks_and_after_a_restart(tmp_path: Path, name: str) -> None:
+    tree = TREES[name]
+    succeed(tmp_path, 1, f"{tree} -snes_max_it 6 -output straight.h5")
+    succeed(tmp_path, 4, f"{tree} -snes_max_it 6 -output on4.h5")
+    succeed(tmp_path, 2, f"{tree} -snes_max_it 2 -output half.h5")
+    succeed(tmp_path, 4, "-restart half.h5 -snes_max_it 6 -output resumed.h5")
+    straight, expected = history(tmp_path / "straight.h5"), parameters(tmp_path / "straight.h5")
+    for other in ("on4.h5", "resumed.h5"):
+        assert (parameters(tmp_path / other) == expected).all()
+        table = history(tmp_path / other)
+        for column in ("objective", "gradient_norm", "gradients_path", "gradients_work"):
+            assert (table[column] == straight[column]).all() and len(table[column]) == 7
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -159,6 +185,93 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: str, message: st
     lines = [line for line in done.stderr.splitlines() if line.startswith("ml2hpc: error:")]
     assert len(lines) == 1 and re.search(message, lines[0]), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def labelled(folder: Path, prefix: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write images and labels as MNIST's files."""
+    for what, array in (("images-idx3", images), ("labels-idx1", labels)):
+        (folder / f"{prefix}-{what}-ubyte").write_bytes(idx(array))
+
+
+def digits(folder: Path) -> Path:
+    images = np.arange(40 * 20).reshape(40, 4, 5) % 251
+    labelled(folder, "train", images, np.arange(40) % 10)
+    return folder / "train-images-idx3-ubyte"
+
+
+def cut(folder: Path) -> None:
+    file = digits(folder)
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def magic(folder: Path) -> None:
+    file = digits(folder)
+    file.write_bytes(b"\0\0\x0d" + file.read_bytes()[3:])
+
+
+def sizes(folder: Path) -> None:
+    digits(folder)
+    labelled(folder, "t10k", np.zeros((10, 5, 5)), np.arange(10))
+
+
+def labels(folder: Path) -> None:
+    digits(folder)
+    labelled(folder, "train", np.zeros((40, 4, 5)), np.arange(40))
+
+
+def cifar(folder: Path) -> None:
+    (folder / "data_batch_1.bin").write_bytes(bytes(3 * 3073 - 5))
+
+
+def not_a_number(folder: Path) -> None:
+    (folder / "set").write_text("".join(f"{k % 2} 1:{k} 2:{'nan' if k == 7 else 1}\n" for k in range(40)))
+
+
+def test_recursive_trust_regions_on_convolutions_with_batches(tmp_path: Path) -> None:
+    """Images with a bright row, whose place is the class: the option file, smaller, on one rank and on three."""
+    images = np.random.default_rng(0).integers(0, 100, (120, 4, 5))
+    images[np.arange(120), np.arange(120) % 4] += 150
+    labelled(tmp_path, "train", images, np.arange(120) % 4)
+    options = Path(__file__).parents[2] / "apps" / "options" / "resnet_rmtr_images.opts"
+    sizes = "-data_set mnist -data_path . -data_train 80 -data_validation 20 -data_test 20 -resnet_width 4"
+    for ranks in (1, 3):
+        succeed(
+            tmp_path, ranks, f"-options_file {options} {sizes} -snes_rmtr_batch 30 -snes_max_it 4 -output on{ranks}.h5"
+        )
+    assert (parameters(tmp_path / "on1.h5") == parameters(tmp_path / "on3.h5")).all()
+    objective = history(tmp_path / "on1.h5")["objective"]
+    assert (np.diff(objective) <= 0).all() and objective[-1] < 0.9 * objective[0]
+
+
+FILES = "-data_train 20 -data_validation 10 -data_test 10 -data_path ."
+DAMAGED: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "no folder": (digits, f"{FILES}/nowhere -data_set mnist", "nowhere: holds neither train-images"),
+    "cut off": (cut, f"{FILES} -data_set mnist", "holds 793 bytes, and its head says 40 x 4 x 5; fetch it again"),
+    "magic": (magic, f"{FILES} -data_set mnist", "is no IDX file of bytes: it begins with 00 00 0d 03, not 00 00 08"),
+    "sizes": (sizes, f"{FILES} -data_set mnist", r"\(1, 4, 5\).*\(1, 5, 5\)"),
+    "labels": (labels, f"{FILES} -data_set mnist", "holds the label 39; digits are 0 to 9"),
+    "cifar10": (cifar, f"{FILES} -data_set cifar10", "holds 9214 bytes, no whole number of 3073 a record"),
+    "libsvm": (not_a_number, f"{FILES}/set -data_set libsvm", "set:8: expected .*nan is no finite number"),
+    "levels": (digits, "-snes_type fas -dm_levels 6", "1 residual blocks cannot be coarsened by 2: .*-resnet_blocks"),
+    "batch": (digits, "-snes_type rmtr -snes_rmtr_batch 301", "-snes_rmtr_batch 301: there are 300 samples"),
+    "growth": (digits, "-snes_type rmtr -snes_rmtr_batch 30 -snes_rmtr_batch_growth 1", "-snes_rmtr_batch_growth"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_input_ends_every_rank_with_one_line_and_touches_no_output(
+    runs: Path, tmp_path: Path, case: str
+) -> None:
+    write, arguments, message = DAMAGED[case]
+    write(tmp_path)
+    shutil.copy(runs / "half.h5", tmp_path / "run.h5")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = launch(tmp_path, 2, arguments)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ml2hpc: error:")]
+    assert len(lines) == 1 and re.search(message, lines[0]), done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_restart_with_other_data_is_refused(runs: Path) -> None:

@@ -22,6 +22,7 @@ from ml2hpc.problem.transfer import Coarsening, Transfer
 from tests.problem.small import alone, assert_taylor, everyone, pinn, random, relative
 
 DEEP = Architecture((2,), 3, blocks=12, width=5, final_time=2.0)
+CONV = Architecture((2, 5, 4), 3, blocks=12, width=4, layers="conv")
 
 
 def resnet(architecture: Architecture = DEEP, comm: Communicator | None = None, **model: Any) -> ResNetProblem:
@@ -45,7 +46,7 @@ def outer(comm: Communicator | None = None) -> Problem:
 
 
 def everything(comm: Communicator | None = None) -> dict[str, tuple[Problem, Coarsening]]:
-    conv = Architecture((2, 5, 4), 3, blocks=4, width=4, layers="conv")
+    conv = replace(CONV, blocks=4)
     return {
         "depth": (resnet(comm=comm), Coarsening("depth", 3)),
         "depth, linear": (resnet(comm=comm), Coarsening("depth", 3, linear=True)),
@@ -67,6 +68,7 @@ def everything(comm: Communicator | None = None) -> dict[str, tuple[Problem, Coa
 
 
 EVERY = pytest.mark.parametrize("kind", everything())
+IMAGES_TOO = pytest.mark.parametrize("architecture", [DEEP, CONV], ids=["dense", "conv"])
 
 
 def both(kind: str, comm: Communicator | None = None) -> tuple[Problem, Problem, Transfer]:
@@ -214,12 +216,16 @@ def test_samples_are_nested() -> None:
     assert kept == [list(range(0, 41, 9)), list(range(0, 41, 3)), list(range(41))]
 
 
-def test_gradients_of_blocks_do_not_vanish_in_the_metric_of_functions() -> None:
+@IMAGES_TOO
+def test_gradients_of_blocks_do_not_vanish_in_the_metric_of_functions(architecture: Architecture) -> None:
     """With more and more blocks their gradient falls like dt; in the metric it goes like the root, as do distances."""
     norms: dict[str, list[float]] = {"euclidean": [], "function": []}
     for blocks in (16, 64):
-        problem = resnet(replace(DEEP, blocks=blocks))
-        x = 0.3 * random(DEEP.n, 3)[:15].repeat(problem.space.n // 15 + 1)[: problem.space.n]
+        problem = resnet(replace(architecture, blocks=blocks))
+        x = 0.3 * random(problem.space.n, 3)
+        x[problem.layers[-1]] = 0.3 * random(problem.space.n, 5)[: len(x[problem.layers[-1]])]
+        for layer in problem.layers[1:-1]:
+            x[layer] = x[problem.layers[1]]
         for metric, found in norms.items():
             level = levels_of(problem, levels=1, metric=metric)[0]
             g = level.problem.gradient(x if level.scale is None else level.scale * x)
@@ -243,9 +249,10 @@ def test_a_problem_in_a_metric_has_its_derivatives() -> None:
 
 
 @pytest.mark.parametrize(("metric", "norm"), [("euclidean", 2**0.5), ("function", 1.0)])
-def test_interpolation_by_constants_keeps_lengths(metric, norm) -> None:
+@IMAGES_TOO
+def test_interpolation_by_constants_keeps_lengths(architecture, metric, norm) -> None:
     """The bound is attained by e in the blocks; in the metric of functions the 2-norm is kept."""
-    levels = levels_of(resnet(), metric=metric)
+    levels = levels_of(resnet(architecture), metric=metric)
     coarse, fine = levels[1].problem, levels[2].problem
     two, most = levels.transfer(1).norms(coarse.space, fine.space)
     assert two == pytest.approx(norm, rel=1e-14)

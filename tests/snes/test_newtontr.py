@@ -207,6 +207,23 @@ def test_dependent_pairs_are_left_out():
     assert secant._known[0].shape == (n, 1)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-4])
+@pytest.mark.parametrize("seed", [1, 3, 4])
+def test_nearly_dependent_columns_in_float32_leave_orthonormal_eigenvectors(seed, noise):
+    """All y along one direction, as pairs of different samples have them: so are all w, to the digits of float32."""
+    n = 400
+    secant = LimitedSR1(Replicated(n, torch.float32), 1e-8, 10)
+    for k in range(14):
+        factor = float(normal(1, seed=100 * seed + k))
+        secant.update(
+            normal(n, seed=200 * seed + k).float(), (factor * normal(n, seed=seed) + noise * normal(n, seed=k)).float()
+        )
+        secant.spectrum(normal(n, seed=50).float()).solve(1.0)
+        assert secant._known is not None
+        q = secant._known[0].double()
+        torch.testing.assert_close(q.T @ q, torch.eye(q.shape[1], dtype=torch.float64), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("radius", [0.01, 1.0, 100.0])
 def test_obs_is_more_and_sorensen_on_the_dense_matrix(radius):
     n = 10

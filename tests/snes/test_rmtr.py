@@ -11,13 +11,14 @@ import torch
 
 from ml2hpc.errors import OptionsError
 from ml2hpc.problem.interface import Problem
+from ml2hpc.problem.resnet import ResNetProblem
 from ml2hpc.problem.transfer import Coarsening
 from ml2hpc.snes import SNES, Reason
 from ml2hpc.snes.interface import Point
 from ml2hpc.snes.rmtr import RecursiveTrustRegion
 from tests.problem.small import random
 from tests.snes.poisson import Interpolation, Poisson
-from tests.snes.problems import Analytic, rosenbrock, tree, world
+from tests.snes.problems import Analytic, least_squares, rosenbrock, tree, world
 from tests.snes.test_fas import Misleading, history, network, parameters, start
 
 RMTR = "-snes_type rmtr"
@@ -139,11 +140,13 @@ def test_one_level_is_newtontr(comm):
     assert (found.work.counts == expected.work.counts).all()
 
 
+@pytest.mark.parametrize("batch", [0, 10])
 @pytest.mark.parametrize("kind", ["newtontr -npc_snes_tr_delta0 0.05", "qn"])
-def test_the_region_of_a_parent_holds(comm, kind):
-    """As a preconditioner of a trust region, all cycles of a solve stay in it."""
+def test_the_region_of_a_parent_holds(comm, kind, batch):
+    """As a preconditioner of a trust region, all cycles of a solve stay in it, on mini-batches too."""
     problem = network(comm, blocks=8)
     outer = kind.replace("npc_", "") + " -npc_snes_type rmtr -npc_snes_max_it 4 -npc_rmtr_levels_snes_tr_delta0 10"
+    outer += f" -npc_snes_rmtr_batch {batch}"
     solver = tree(f"-snes_type {outer} -snes_max_it 1", problem)
     x = parameters(problem)
     assert solver.npc is not None
@@ -156,8 +159,11 @@ def test_the_region_of_a_parent_holds(comm, kind):
     assert (moved <= 0.05 * (1 + 1e-12)) == ("newtontr" in kind)
 
 
-@pytest.mark.parallel(2, 3)
-@pytest.mark.parametrize("options", ["", "-dm_metric function -snes_rmtr_cycles f", "-snes_rmtr_batch 20"])
+GROWING = "-snes_rmtr_batch 5 -snes_rmtr_batch_threshold 2"
+
+
+@pytest.mark.parallel(2, 3, 4)
+@pytest.mark.parametrize("options", ["", "-dm_metric function -snes_rmtr_cycles f", GROWING])
 def test_bits_do_not_depend_on_the_ranks(comm, options):
     from mpi4py import MPI
 
@@ -207,3 +213,183 @@ def test_random_starts_of_a_network_all_descend(comm):
         x = random(problem.space.n, seed)
         point = tree(f"{RMTR} -snes_max_it 10", problem).solve(x)
         assert point.f < 0.7 * problem.objective(x)
+
+
+# ---- mini-batches ----------------------------------------------------------------------------------------------------
+
+
+def parts(solver: SNES) -> int:
+    """Mini-batches in the next epoch."""
+    assert isinstance(solver.method, RecursiveTrustRegion)
+    return solver.method._count(solver)
+
+
+def epochs(solver: SNES) -> list[tuple[int, float, float, list[float]]]:
+    """Of every epoch: its mini-batches, L at its ends, and the decreases of L over each; filled while it solves."""
+    method, found = solver.method, []
+    assert isinstance(method, RecursiveTrustRegion)
+    cycle, epoch = method._from, method._epoch
+    decreases: list[float] = []
+
+    def spied(solver: SNES, point: Point, rows: torch.Tensor | None) -> tuple[Point, Point]:
+        start, end = cycle(solver, point, rows)
+        decreases.append(start.f - end.f)
+        return start, end
+
+    def whole(solver: SNES, point: Point) -> Any:
+        decreases.clear()
+        count, step = parts(solver), epoch(solver, point)
+        found.append((count, point.f, step.point.f, list(decreases)))
+        return step
+
+    method._from, method._epoch = spied, whole  # type: ignore[method-assign]
+    return found
+
+
+def test_a_batch_of_all_samples_is_no_batch(comm):
+    problem = network(comm)
+    a, b = (tree(f"{RMTR} {o} -snes_max_it 5", problem) for o in ("", "-snes_rmtr_batch 37"))
+    x = parameters(problem)
+    assert torch.equal(a.solve(x).x, b.solve(x).x)
+    assert (a.work.counts == b.work.counts).all()
+
+
+def test_an_epoch_sees_every_sample_once_in_a_new_order(comm, monkeypatch):
+    drawn: list[torch.Tensor] = []
+    sample = ResNetProblem.sample
+
+    def noted(self: ResNetProblem, rows: torch.Tensor) -> ResNetProblem:
+        drawn.append(rows)
+        return sample(self, rows)
+
+    monkeypatch.setattr(ResNetProblem, "sample", noted)
+    problem = network(comm, n=203)
+    solver = tree(f"{RMTR} -snes_rmtr_batch 60 -snes_rmtr_batch_threshold 1e-9 -snes_max_it 3", problem)
+    solver.solve(parameters(problem))
+    assert len(drawn) == 12 and all(50 <= len(rows) <= 51 for rows in drawn)
+    for k in range(0, 12, 4):
+        assert torch.equal(torch.cat(drawn[k : k + 4]).sort().values, torch.arange(203))
+    assert not torch.equal(drawn[0], drawn[4])
+
+
+@pytest.mark.parametrize("growth", [1.3, 2.0])
+def test_batches_grow_where_the_ratio_is_at_most_the_threshold(comm, growth):
+    problem = network(comm, n=101)
+    options = f"-dm_metric function -snes_rmtr_batch 16 -snes_rmtr_batch_growth {growth} -snes_rmtr_batch_threshold 0.5"
+    solver = tree(f"{RMTR} {options} -snes_max_it 12", problem)
+    values: list[float] = []
+    history(solver, values)
+    found = epochs(solver)
+    solver.solve(parameters(problem))
+    counts = [count for count, *_ in found] + [1]
+    assert counts[0] == 7
+    grown = []
+    for (count, before, after, decreases), following in zip(found, counts[1:], strict=True):
+        assert len(decreases) == count
+        rho = count * (before - after) / sum(decreases)
+        grown.append(rho <= 0.5)
+        assert following == (max(1, min(count - 1, math.floor(count / growth))) if grown[-1] else count)
+    assert any(grown) and not all(grown)
+    assert all(b <= a for a, b in pairwise(values)) and len(values) == 13
+    assert f"mini-batches: 1 an epoch, growth={growth:g}, threshold=0.5" in solver.view()
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(4 * (1 - 1e-9), 4), (4 * (1 + 1e-9), 2)])
+def test_batches_of_equal_samples_predict_the_whole(comm, threshold, expected):
+    """Each of k batches is L, so that an epoch lowers it by the sum of the decreases: the ratio to their mean is k."""
+    one = network(comm, n=1)
+    problem = one.sample(torch.zeros(40, dtype=torch.int64))
+    solver = tree(f"{RMTR} -snes_rmtr_batch 10 -snes_rmtr_batch_threshold {threshold!r} -snes_max_it 1", problem)
+    solver.solve(parameters(problem))
+    assert parts(solver) == expected
+
+
+def test_grown_batches_are_the_plain_method(comm):
+    """From the state where one batch is left, a solver that knows of no batches makes the same steps."""
+    problem, x = network(comm), parameters(network(comm))
+    options = f"{RMTR} -dm_metric function -snes_max_it"
+    growing = "-snes_rmtr_batch 8 -snes_rmtr_batch_threshold 1e9 -snes_rmtr_batch_growth 3"
+    straight = tree(f"{options} 8 {growing}", problem)
+    expected = straight.solve(x)
+    first = tree(f"{options} 2 {growing}", problem)
+    half = first.solve(x)
+    assert parts(first) == 1
+    plain = tree(f"{options} 8", problem)
+    plain.load(first.state())
+    point = plain.resume(half)
+    assert torch.equal(point.x, expected.x) and point.f == expected.f
+    assert (plain.work.counts == straight.work.counts).all()
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 6])
+def test_a_restart_goes_on_with_the_batches(comm, iterations):
+    problem, x = network(comm), parameters(network(comm))
+    options = f"{RMTR} -snes_rmtr_batch 3 -snes_rmtr_batch_threshold 2 -snes_max_it"
+    straight, first, second = (tree(f"{options} {n}", problem) for n in (9, iterations, 9))
+    expected, half = straight.solve(x), first.solve(x)
+    second.load(first.state())
+    assert 1 <= parts(first) == parts(second) <= 13
+    point = second.resume(half)
+    assert torch.equal(point.x, expected.x) and parts(second) == parts(straight) < 13
+
+
+def test_evaluations_on_a_batch_count_as_their_share(comm, monkeypatch):
+    evaluated: list[float] = []
+    evaluate = ResNetProblem.value_and_gradient
+
+    def counted(self: ResNetProblem, x: torch.Tensor) -> tuple[float, torch.Tensor]:
+        evaluated.append(self.cost.gradient)
+        return evaluate(self, x)
+
+    monkeypatch.setattr(ResNetProblem, "value_and_gradient", counted)
+    problem = network(comm)
+    solver = tree(f"{RMTR} -snes_rmtr_batch 5 -snes_max_it 3", problem)
+    solver.solve(parameters(problem))
+    whole = problem.cost.gradient
+    assert solver.work["gradients", "work"] == pytest.approx(sum(evaluated) / whole, rel=1e-12)
+    assert evaluated.count(whole) == 4  # at the start and after each epoch
+
+
+def test_an_epoch_that_raises_the_objective_is_taken_back(comm):
+    """Each sample pulls to itself, far from the mean where L is least and the solve starts."""
+    data = torch.linspace(-100, 100, 8, dtype=torch.float64)
+    problem = Analytic(world(comm), lambda x, d: (x - d).square().sum(), 4, data)
+    x = torch.full((4,), 0.1, dtype=torch.float64)
+    options = "-snes_rmtr_batch 1 -snes_atol 1e-6 -snes_max_it 20 -rmtr_coarse_snes_tr_delta0 100"
+    solver = tree(f"{RMTR} -dm_hierarchy width -dm_levels 2 {options} -rmtr_levels_snes_tr_delta0 100", problem)
+    values: list[float] = []
+    history(solver, values)
+    point = solver.solve(x)
+    assert values[0] == values[1] and all(b <= a for a, b in pairwise(values))
+    assert parts(solver) == 1
+    assert point.x.abs().max() < 1e-6
+
+
+def test_an_epoch_that_ends_where_nothing_is_a_number_is_taken_back(comm):
+    """Of eight samples one is no number left of 0.4, where the others pull to."""
+    data = torch.arange(8, dtype=torch.float64)
+    problem = Analytic(
+        world(comm), lambda x, d: (x * x - (0.001 * torch.log(x - 0.4) if d == 7 else 0.0)).sum(), 4, data
+    )
+    x = torch.ones(4, dtype=torch.float64)
+    solver = tree(f"{RMTR} -dm_hierarchy width -snes_rmtr_batch 1 -snes_max_it 60 -snes_rtol 1e-6", problem)
+    values: list[float] = []
+    history(solver, values)
+    point = solver.solve(x)
+    assert all(b <= a for a, b in pairwise(values)) and values[1] == values[0]
+    assert point.finite and float(point.x.min()) > 0.4 and parts(solver) < 8
+    assert point.f < 0.3 * values[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("-snes_rmtr_batch 13", "-snes_rmtr_batch 13: there are 12 samples"),
+        ("-snes_rmtr_batch -1", "-snes_rmtr_batch"),
+        ("-snes_rmtr_batch 3 -snes_rmtr_batch_growth 1", "-snes_rmtr_batch_growth"),
+        ("-snes_rmtr_batch 3 -snes_rmtr_batch_threshold 0", "-snes_rmtr_batch_threshold"),
+    ],
+)
+def test_wrong_batches_are_refused(comm, options, message):
+    with pytest.raises(OptionsError, match=message):
+        tree(f"{RMTR} -dm_hierarchy width {options}", least_squares(world(comm)))

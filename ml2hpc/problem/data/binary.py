@@ -66,7 +66,7 @@ def mnist(path: Path) -> Pool:
     Raises
     ------
     FileError
-        If there is neither pair, or images and labels do not belong together.
+        If there is neither pair, or images and labels, or the two pairs, do not belong together.
     """
     pairs = [found for prefix in ("train", "t10k") if (found := _mnist_pair(path, prefix)) is not None]
     if not pairs:
@@ -74,6 +74,9 @@ def mnist(path: Path) -> Pool:
             f"-data_path {path}: holds neither train-images-idx3-ubyte nor t10k-images-idx3-ubyte, .gz or not"
         )
     pools = [_images(x[:, None], labels, tuple("0123456789")) for x, labels in pairs]
+    shapes = [pool.x.shape[1:] for pool in pools]
+    if len(set(shapes)) > 1:
+        raise FileError(f"{path}: train-* holds images of shape {shapes[0]}, t10k-* of {shapes[1]}; keep one of both")
     return pools[0] if len(pools) == 1 else _with_test(*pools)
 
 

@@ -21,5 +21,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "smoothcoarse": (f"{SAMPLED} -rmtr_levels_snes_tr_delta0 10", "1"),
     "smoothing": (RMTR, "[(1),1,{2}]"),
     "batch": (RMTR, "6"),
+    "batch_growth": (f"{RMTR} -snes_rmtr_batch 2 -snes_rmtr_batch_threshold 100", "5"),
+    "batch_threshold": (f"{RMTR} -snes_rmtr_batch 2", "100"),
     "seed": (f"{RMTR} -snes_rmtr_batch 6", "1"),
 }

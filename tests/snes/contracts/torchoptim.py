@@ -12,6 +12,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "arguments": ("-snes_type torchoptim -snes_torchoptim_lr 0.1", "'{betas: [0.5, 0.9]}'"),
     "decay": ("-snes_type torchoptim -snes_torchoptim_lr 0.1", "0.01"),
     "batch": ("-snes_type torchoptim -snes_torchoptim_lr 0.1", "4"),
+    "steps": ("-snes_type torchoptim -snes_torchoptim_lr 0.1", "2"),
     "seed": ("-snes_type torchoptim -snes_torchoptim_lr 0.1 -snes_torchoptim_batch 4", "7"),
     "recycle": (
         "-snes_type nrichardson -npc_snes_type torchoptim -npc_snes_torchoptim_lr 0.1 -npc_snes_torchoptim_recycle",
