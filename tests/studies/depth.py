@@ -12,6 +12,7 @@ Accuracies are measured every 10 steps on the finest level, or after each cycle.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import numpy as np
 from tests.studies.runs import COLOURS, DASHES, Job, Table, markdown
 
 ENDLESS = "-snes_max_it 1000000 -snes_rtol 0 -data_test 0"
-COARSEST = 16  # blocks; fewer are no faster: below, the time is Python's and the opening layer's
+COARSEST = 16  # blocks of three levels, of which -blocks has a square number: below, the time is Python's
 DENSE = 64  # blocks at most for a dense inverse
 TIMES = ("to the accuracy", "to 1.1 L*", "to 1.02 L*")
 
@@ -54,61 +55,56 @@ PROBLEMS = {
 }
 
 M = "-fas_coarse_snes_qn_m 100 -fas_levels_snes_qn_m 100"
-LEVELS = "-dm_hierarchy depth -dm_metric function -dm_levels {levels}"
-NESTED = f"-snes_type fas -snes_fas_type nested {LEVELS} {M} -snes_fas_smoothing {{nested}}"
-KASKADE = " ".join(f"-npc_{word[1:]}" if word.startswith("-") else word for word in NESTED.split())
-EVERY = "-resnet_accuracy_interval 10"
+LEVELS = "-dm_hierarchy depth -dm_metric function -dm_levels 3 -dm_coarsening {factor}"
+NESTED = f"-snes_type fas -snes_fas_type nested {LEVELS} {M} -snes_fas_smoothing [5,40,{{{{1200}}}}]"
+QUICK = "-snes_fas_smoothing [5,10,{{300}}]"
+CYCLES = f"{NESTED} -snes_fas_smoothing [5,10,{{{{100}}}}] -snes_fas_type"
+EVERY = "-resnet_accuracy_interval 5"
+
+
+def below(text: str) -> str:
+    """Return the options of a tree for the same tree as an NPC."""
+    return " ".join(f"-npc_{word[1:]}" if word.startswith("-") else word for word in text.split())
+
+
 SINGLE = ("lbfgs10", "lbfgs100", "metric", "adam.001", "adam.01", "adam.1", "ssbroyden", "frozen")
-PLAIN = ("plain", "plain_adam")  # nested iteration that hands over the unknowns only
+PLAIN = ("plain", "plain_quick", "plain_adam")  # nested iteration that hands over the unknowns only
 TREES = {
     "lbfgs10": ("L-BFGS, m = 10", f"-snes_type qn {EVERY}"),
     "lbfgs100": ("L-BFGS, m = 100", f"-snes_type qn -snes_qn_m 100 {EVERY}"),
     "metric": (
         "L-BFGS, m = 100, metric of functions",
-        f"-snes_type fas -dm_hierarchy depth -dm_metric function -dm_levels 1 -snes_fas_smoothcoarse 10 {M[:26]}",
+        f"-snes_type fas {LEVELS} {M} -dm_levels 1 -snes_fas_smoothcoarse 5",
     ),
     "adam.001": ("Adam, lr = 0.001", f"-snes_type torchoptim -snes_torchoptim_lr 0.001 {EVERY}"),
     "adam.01": ("Adam, lr = 0.01", f"-snes_type torchoptim -snes_torchoptim_lr 0.01 {EVERY}"),
     "adam.1": ("Adam, lr = 0.1", f"-snes_type torchoptim -snes_torchoptim_lr 0.1 {EVERY}"),
     "ssbroyden": ("SS-Broyden", f"-snes_type qn -snes_qn_type ssbroyden {EVERY}"),
     "frozen": ("control: blocks frozen, L-BFGS", f"-snes_type qn -snes_qn_m 100 -resnet_freeze blocks {EVERY}"),
-    "plain": ("nested iteration, L-BFGS", f"{NESTED} -snes_fas_lift_pairs false"),
+    "plain": ("nested iteration", f"{NESTED} -snes_fas_lift_pairs false"),
+    "plain_quick": ("nested iteration, quick", f"{NESTED} {QUICK} -snes_fas_lift_pairs false"),
     "plain_adam": (
-        "nested iteration, Adam, lr = 0.01",
-        f"-snes_type torchoptim -snes_torchoptim_lr 0.01 -snes_npc_lag 1000000 {KASKADE} {EVERY}",
+        "nested iteration, quick, Adam, lr = 0.01",
+        f"-snes_type torchoptim -snes_torchoptim_lr 0.01 -snes_npc_lag 1000000 {below(f'{NESTED} {QUICK}')} {EVERY}",
     ),
     "nested": ("nested iteration, pairs lifted", NESTED),
-    "linear": ("nested, pairs lifted, linear", f"{NESTED} -dm_prolongation linear"),
-    "full": ("FAS full, pairs lifted", f"{NESTED} -snes_fas_type full -snes_fas_smoothing {{cycle}}"),
-    "vcycle": ("FAS V", f"{NESTED} -snes_fas_type multiplicative -snes_fas_smoothing {{cycle}}"),
-    "ngmres": (
-        "NGMRES + FAS full",
-        f"-snes_type ngmres {KASKADE} -npc_snes_fas_type full -npc_snes_fas_smoothing {{cycle}}",
+    "nested_quick": ("nested iteration, quick, pairs lifted", f"{NESTED} {QUICK}"),
+    "linear": ("nested, quick, pairs lifted, linear", f"{NESTED} {QUICK} -dm_prolongation linear"),
+    "half": (
+        "nested from half the blocks, pairs lifted",
+        f"{NESTED} -dm_levels 2 -dm_coarsening 2 -snes_fas_smoothing [5,{{{{400}}}}]",
     ),
-    "qn": (
-        "L-BFGS + FAS full",
-        f"-snes_type qn -snes_qn_m 100 {KASKADE} -npc_snes_fas_type full -npc_snes_fas_smoothing {{cycle}}",
-    ),
+    "full": ("FAS full, pairs lifted", f"{CYCLES} full"),
+    "vcycle": ("FAS V", f"{CYCLES} multiplicative"),
+    "ngmres": ("NGMRES + FAS full", f"-snes_type ngmres {below(f'{CYCLES} full')}"),
+    "qn": ("L-BFGS + FAS full", f"-snes_type qn -snes_qn_m 100 {below(f'{CYCLES} full')}"),
     "rmtr": ("RMTR", f"-snes_type rmtr {LEVELS}"),
 }
 
 
-def steps(levels: int, finest: int, coarsest: int) -> str:
-    """Return steps on each level: about the same time on all that are coarse, from the coarsest on half as many.
-
-    >>> steps(5, 10, 400), steps(1, 10, 400)
-    ('[10,50,100,200,{400}]', '[{10}]')
-    """
-    if levels == 1:
-        return f"[{{{finest}}}]"
-    between = [max(coarsest >> k, 20) for k in range(levels - 2, 0, -1)]
-    return f"[{','.join(map(str, [finest, *between]))},{{{coarsest}}}]"
-
-
 def job(tree: str, problem: str, blocks: int, seed: int, given: argparse.Namespace) -> Job:
     """Return the run of a tree."""
-    levels = max(blocks // COARSEST, 1).bit_length()
-    text = TREES[tree][1].format(levels=levels, nested=steps(levels, 10, 400), cycle=steps(levels, 5, 100))
+    text = TREES[tree][1].format(factor=math.isqrt(blocks // COARSEST))
     data = f"-data_path {given.mnist}" if problem == "mnist" else ""
     network = f"{PROBLEMS[problem].options} {data} -resnet_blocks {blocks} -resnet_beta {0.01 / blocks} -seed {seed}"
     return Job(
@@ -207,7 +203,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=["disk", "spirals", "long"])
     parser.add_argument("--blocks", nargs="+", type=int, default=[256])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--seconds", type=float, default=7.0, help="core-seconds of every run, start-up included")
+    parser.add_argument("--seconds", type=float, default=5.0, help="core-seconds of every run, start-up included")
     parser.add_argument("--mnist", type=Path, default=Path("mnist"), help="folder of its files")
     parser.add_argument("--output", type=Path, default=Path("depth"))
     given = parser.parse_args(arguments)
