@@ -74,7 +74,7 @@ TREES = {
     "lbfgs100": ("L-BFGS, m = 100", f"-snes_type qn -snes_qn_m 100 {EVERY}"),
     "metric": (
         "L-BFGS, m = 100, metric of functions",
-        f"-snes_type fas {LEVELS} {M} -dm_levels 1 -snes_fas_smoothcoarse 5",
+        f"-snes_type fas {LEVELS} -dm_levels 1 -snes_fas_smoothcoarse 5 -fas_coarse_snes_qn_m 100",
     ),
     "adam.001": ("Adam, lr = 0.001", f"-snes_type torchoptim -snes_torchoptim_lr 0.001 {EVERY}"),
     "adam.01": ("Adam, lr = 0.01", f"-snes_type torchoptim -snes_torchoptim_lr 0.01 {EVERY}"),
