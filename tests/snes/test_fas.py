@@ -334,12 +334,13 @@ def test_coarse_ranks_change_nothing_but_the_time(comm):
 
 
 @pytest.mark.parallel(1, 2)
-def test_sharded_vectors(comm):
+@pytest.mark.parametrize("options", ["", "-snes_fas_type nested -dm_metric function"])
+def test_sharded_vectors(comm, options):
     whole = network(comm)
     sharded = ShardedProblem(whole)
     x = parameters(whole)
-    a = tree("-snes_type fas -snes_max_it 3", whole).solve(x)
-    b = tree("-snes_type fas -snes_max_it 3", sharded).solve(sharded.space.local(x).clone())
+    a = tree(f"-snes_type fas -snes_max_it 3 {options}", whole).solve(x)
+    b = tree(f"-snes_type fas -snes_max_it 3 {options}", sharded).solve(sharded.space.local(x).clone())
     torch.testing.assert_close(sharded.space.gather(b.x), a.x, rtol=0, atol=1e-10)
 
 
