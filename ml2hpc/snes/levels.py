@@ -224,6 +224,14 @@ class LevelSolvers:
         f, g = child.gradient(x)
         return Point(x, f, g, g, math.isfinite(f) and math.isfinite(child.problem.space.norm(g)))
 
+    def inherit(self, level: int) -> None:
+        """Let a level's solver start with what that of the next coarser one has learnt. Collective."""
+        transfer, here, there = self.levels.transfer(level - 1), self.children[level], self.children[level - 1]
+        ones = torch.ones_like(there.problem.space.zeros())
+        here.method.lift(there.method, transfer.prolong, transfer.restrict(transfer.prolong(ones)))
+        if here.linesearch is not None and there.linesearch is not None:
+            here.linesearch.recent = list(there.linesearch.recent)
+
     # Steps. ------------------------------------------------------------------------------------------------------
 
     def below(self, level: int, point: Point) -> Point | None:

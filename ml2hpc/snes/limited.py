@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -137,6 +138,26 @@ class CompactLBFGS(Inverse):
         self._middle.learn(place, products[0])
         self._known = (g_new, products[1])
         self._learnt += 1
+
+    def lift(self, coarse: CompactLBFGS, prolong: Callable[[Tensor], Tensor], masses: Tensor) -> None:
+        """Take over the newest pairs of a coarser level: s_f = I s, y_f = I M^-1 y, M = diag(masses). Collective.
+
+        Where I' I = M, as for interpolation by constants, I' y_f = y and S_f' Y_f = S' Y: R^-1 and D stay, H is that of
+        the coarser level on what it sees and gamma on the rest. Elsewhere H is still symmetric and positive.
+        """
+        count = min(coarse._learnt, coarse.memory, self.memory)
+        places = torch.arange(coarse._learnt - count, coarse._learnt, device=coarse.space.device) % coarse.memory
+        s, y = coarse._rows.values[places], coarse._rows.values[coarse.memory + places]
+        light = y / masses
+        self.reset()
+        for k in range(count):
+            self._rows.values[k] = prolong(s[k])
+            self._rows.values[self.memory + k] = prolong(light[k])
+        here, there = self._middle, coarse._middle
+        here.inverse[:count, :count] = there.inverse[places][:, places]
+        here.yy[:count, :count] = coarse.space.mdot(light, y.T)
+        here.sy[:count] = there.sy[places]
+        self._learnt = count
 
     def reset(self) -> None:
         self._middle.inverse.zero_()

@@ -115,6 +115,17 @@ class Method(ABC):
         Collective.
         """
 
+    def lift(self, coarse: Method, prolong: Callable[[Tensor], Tensor], masses: Tensor) -> None:  # noqa: B027
+        """Take over what this type has learnt on a coarser level, if it can. Collective.
+
+        Parameters
+        ----------
+        prolong
+            e -> I e, from there to here.
+        masses
+            The row sums of I' I, shape (n_local,) there.
+        """
+
     def begin(self, solver: SNES) -> None:  # noqa: B027
         """Start a solve that is not a continuation: forget what is not recycled. Collective."""
 

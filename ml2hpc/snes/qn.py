@@ -7,6 +7,7 @@ half-step pair); `-snes_qn_pairs both` also learns from the preconditioner's ste
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ from ml2hpc import kernels
 from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
 from ml2hpc.snes.dense import DenseInverse
-from ml2hpc.snes.interface import SNES, DirectionMethod, Point, Tree
+from ml2hpc.snes.interface import SNES, DirectionMethod, Method, Point, Tree
 from ml2hpc.snes.limited import CompactLBFGS
 from ml2hpc.snes.secant import Inverse
 
@@ -148,6 +149,14 @@ class QuasiNewton(DirectionMethod):
             space = solver.problem.space
             return bool(abs(space.dot(old, point.r)) >= o.powell_gamma * space.dot(old, old))
         return False
+
+    def lift(self, coarse: Method, prolong: Callable[[Tensor], Tensor], masses: Tensor) -> None:
+        if not isinstance(coarse, QuasiNewton) or not isinstance(self.inverse, CompactLBFGS):
+            return
+        if isinstance(coarse.inverse, CompactLBFGS):
+            self.reset()
+            self.inverse.lift(coarse.inverse, prolong, masses)
+            self._accepted = coarse._accepted
 
     def state(self, solver: SNES) -> Tree:
         gather = solver.problem.space.gather

@@ -501,3 +501,28 @@ def test_a_type_bound_to_another_problem_goes_on_with_what_it_knows(comm, kind):
     fresh = tree(options, shifted)
     fresh.solve(end)
     assert learnt < 0.7 * fresh.iteration
+
+
+@pytest.mark.parametrize(("memory", "finer", "count"), [(5, 5, 3), (5, 5, 8), (5, 3, 8), (3, 5, 8)])
+def test_lifted_pairs_give_the_recursion_with_interpolated_pairs(memory, finer, count):
+    """s_f = I s, y_f = I (I' I)^-1 y for interpolation by constants, of which the newest are kept."""
+
+    def prolong(e: torch.Tensor) -> torch.Tensor:
+        return e.repeat_interleave(2)
+
+    coarse = CompactLBFGS(space(), memory, scaled=True, library=kernels.load())
+    fine = CompactLBFGS(Replicated(2 * N, torch.float64), finer, scaled=True, library=kernels.load())
+    seen = []
+    for s, y, g, g_new in pairs(count):
+        coarse.update(s, y, g, g_new, None)
+        seen.append((prolong(s), prolong(y) / 2))
+    fine.lift(coarse, prolong, torch.full((N,), 2.0, dtype=torch.float64))
+    kept = seen[-min(memory, finer, count) :]
+    s, y = kept[-1]
+    g = torch.linspace(-1, 2, 2 * N, dtype=torch.float64)
+    torch.testing.assert_close(fine.apply(g), two_loop(kept, s @ y / (y @ y), g), rtol=1e-10, atol=1e-12)
+    # It learns on: the next pair takes the place of the oldest, as if all had been learnt here.
+    s, y = prolong(torch.ones(N, dtype=torch.float64)), torch.linspace(1, 2, 2 * N, dtype=torch.float64)
+    fine.update(s, y, g - y, g, None)
+    kept = [*kept, (s, y)][-finer:]
+    torch.testing.assert_close(fine.apply(g), two_loop(kept, s @ y / (y @ y), g), rtol=1e-10, atol=1e-12)

@@ -12,6 +12,7 @@ TREES = {
     "fas additive": (f"{FAS} -snes_fas_type additive", 60, 1e-8),
     "fas full": (f"{FAS} -snes_fas_type full -snes_fas_cycles f", 60, 1e-8),
     "fas kaskade": (f"{FAS} -snes_fas_type kaskade -fas_coarse_snes_max_it 3", 60, 1e-8),
+    "fas nested": (f"{FAS} -snes_fas_type nested", 60, 1e-8),
     "fas of nasm": (
         f"{FAS} -dm_levels 2 -fas_levels_snes_type nasm -fas_levels_dm_subdomains 2 -fas_levels_sub_snes_max_it 5",
         300,
@@ -27,6 +28,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "smoothcoarse": (FAS, "1"),
     "smoothing": (FAS, "[(1),1,{2}]"),
     "use_coarse_correction_linesearch": (f"{FAS} -snes_linesearch_damping 0.5", "false"),
+    "lift_pairs": (f"{FAS} -snes_fas_type full", "false"),
     "damping": (f"{FAS} -snes_fas_use_coarse_correction_linesearch false", "0.7"),
     "batch": (FAS, "6"),
     "seed": (f"{FAS} -snes_fas_batch 6", "1"),
