@@ -324,6 +324,7 @@ def main(argv: list[str]) -> None:
         "problem": canonical(options.problem),
         "network": (
             f"{net.type} {net.depth} x {net.width} {'adaptive ' * net.adaptive}{net.activation}, {len(x)} parameters"
+            + (f", steps of {net.step:g}" if net.type == "resnet" and net.step != 1.0 else "")
             + (f", {net.fourier_modes} Fourier modes of scale {net.fourier_scale:g}" if net.fourier_modes else "")
         ),
         "dtype": run.options.dtype,
