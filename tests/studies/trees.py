@@ -30,18 +30,11 @@ MSPQN = "-npc_snes_type nasm -npc_snes_nasm_type multiplicative -npc_dm_subdomai
 ASPQN = "-npc_snes_type nasm -npc_dm_subdomains 8 -npc_sub_snes_max_it 10"
 SSB = "-snes_qn_type ssbroyden"
 LOCAL = "-npc_sub_snes_type qn -npc_sub_snes_qn_type ssbroyden"
-LEVELS = "-snes_type fas -dm_hierarchy samples -dm_levels 3 -dm_coarsening 4"
-CYCLES = f"{LEVELS} -snes_fas_smoothing [2,5,{{20}}] " + " ".join(
-    f"-fas_{level}_snes_type qn -fas_{level}_snes_qn_type ssbroyden" for level in ("coarse", "levels")
-)
-IN_FRONT = (
-    CYCLES.replace("-snes_", "-npc_snes_").replace("-dm_", "-npc_dm_").replace("-fas_", "-npc_fas_")
-    + " -npc_snes_fas_share -npc_snes_fas_type full -npc_snes_fas_nested 200 -npc_snes_fas_smoothing [(1),(5),{10}]"
-)
-ON_LEVELS = " ".join(
-    MSPQN.replace("-npc_", f"-fas_{level}_") + LOCAL.replace("-npc_", f" -fas_{level}_")
-    for level in ("coarse", "levels")
-)
+TWO = "-dm_hierarchy samples -dm_levels 2 -dm_coarsening 4 -snes_fas_smoothing [2,{10}] -snes_fas_nested 250"
+THREE = "-dm_hierarchy samples -dm_levels 3 -dm_coarsening 4 -snes_fas_smoothing [2,5,{20}] -snes_fas_share"
+OF_SSB = " ".join(f"-fas_{k}_snes_type qn -fas_{k}_snes_qn_type ssbroyden" for k in ("coarse", "levels"))
+FAS = f"-snes_type fas -snes_fas_type full {OF_SSB}"
+IN_FRONT = " ".join(f"-npc_{word[1:]}" if word[0] == "-" else word for word in f"{FAS} {TWO} -snes_fas_share".split())
 TREES = {
     "adam": ("Adam", f"-options_file {OPTIONS / 'adam.opts'}"),
     "nrichardson": ("Richardson, wolfe", "-snes_type nrichardson -snes_linesearch_type wolfe"),
@@ -80,16 +73,12 @@ TREES = {
             "-npc_sub_0_sub_snes_max_it 10 -npc_sub_1_snes_qn_type ssbroyden -npc_sub_1_snes_max_it 10"
         ),
     ),
-    "fas": ("FAS in points, a matrix on each level", f"{CYCLES} -snes_fas_type full"),
-    "fas_share": ("FAS in points, one matrix", f"{CYCLES} -snes_fas_type full -snes_fas_share"),
+    "fas": ("FAS in points, a matrix on each level", f"{FAS} {TWO}"),
+    "fas_share": ("FAS in points, one matrix", f"-options_file {OPTIONS / 'pinn_fas.opts'}"),
+    "fas_three": ("FAS in points, one matrix, three levels", f"{FAS} {THREE}"),
     "fas_nested": ("nested iteration in points, then SS-Broyden", f"-options_file {OPTIONS / 'pinn_nested.opts'}"),
-    "fas_full": ("nested iteration in points, then FAS, one matrix", f"-options_file {OPTIONS / 'pinn_fas.opts'}"),
     "fas_npc": ("SS-Broyden + FAS in points, one matrix", f"-snes_type qn {SSB} -snes_qn_share {IN_FRONT}"),
     "ngmres_fas": ("NGMRES + FAS in points, one matrix", f"-snes_type ngmres {IN_FRONT}"),
-    "fas_mspqn": (
-        "FAS in points of multiplicative nasm 2",
-        f"{LEVELS} -snes_fas_type full -snes_fas_smoothing [(1),1,{{1}}] {ON_LEVELS}",
-    ),
     "two_level": ("two-level Schwarz", f"-options_file {OPTIONS / 'two_level.opts'}"),
     "mp_lbfgs": ("MP-LBFGS", f"-options_file {OPTIONS / 'mp_lbfgs.opts'}"),
 }
@@ -173,7 +162,7 @@ def main(arguments: Sequence[str]) -> None:
         "tree",
         "seed",
         *(f"at {count}" for count in counts),
-        f"to {given.target:.1e}",
+        f"to {given.target:.1e}".replace("e-0", "e-"),
         " / ".join(MEASURES),
         "core-s",
         "best error",
