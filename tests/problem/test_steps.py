@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -34,17 +35,18 @@ def everything(problem: Any, x: Tensor) -> list[Tensor]:
     return [torch.tensor([value, problem.objective(x)]), gradient, *second]
 
 
+@cache
+def found_by(engine: str, first: int, last: int) -> list[Tensor]:
+    problem, x = stack(engine, n=6, chunk=4, depth=3, width=3)
+    block = problem.restrict(Block(slice(problem.layers[first].start, problem.layers[last].stop), "layers"))
+    return everything(block, block.rebase(x))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("layers", [slice(0, 5), slice(1, 3), slice(2, 5)])
-def test_engines_agree_on_a_step_length(engine: str, layers: slice) -> None:
+@pytest.mark.parametrize(("first", "last"), [(0, 3), (1, 2), (2, 3)])
+def test_engines_agree_on_a_step_length(engine: str, first: int, last: int) -> None:
     """Value, gradient, Hessian action, Gauss-Newton action and matrix, for all layers and for a window of them."""
-    found = []
-    for name in (engine, "autograd"):
-        problem, x = stack(name)
-        pieces = problem.layers[layers]
-        block = problem.restrict(Block(slice(pieces[0].start, pieces[-1].stop), "layers"))
-        found.append(everything(block, block.rebase(x)))
-    for mine, expected in zip(*found, strict=True):
+    for mine, expected in zip(found_by(engine, first, last), found_by("autograd", first, last), strict=True):
         assert relative(mine, expected) < 1e-12
 
 
