@@ -178,6 +178,8 @@ def build(
     if options.engine == "compiled" and not on_host:
         raise OptionsError("-pinn_engine compiled: it computes on the CPU; with -device cuda use device or jets")
     net = database.read(NetworkOptions, stem="net_", title="Network")
+    if net.type == "mlp" and net.step != 1.0:
+        raise OptionsError(f"-net_step {net.step:g}: a plain stack has no residual blocks; use -net_type resnet")
     pde = equation(options.problem, "-pinn_problem")
     pde.hard = options.conditions == "hard"
     inputs = len(pde.features(torch.zeros(len(pde.coordinates), 1, dtype=dtype)))
