@@ -31,6 +31,8 @@ Other solvers, by options alone (each file holds a tree):
     python -m ml2hpc.apps.pinn -options_file apps/options/lbfgs.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/ssbroyden.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/ssbroyden_rad.opts
+    python -m ml2hpc.apps.pinn -options_file apps/options/pinn_fas.opts
+    python -m ml2hpc.apps.pinn -options_file apps/options/pinn_nested.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/mspqn_gn.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/adam.opts
 
@@ -38,6 +40,10 @@ Other equations, or your own file with a class derived from `ml2hpc.problem.pde.
 
     mpirun -n 6 python -m ml2hpc.apps.pinn -pinn_problem klein_gordon -net_depth 6 -net_width 50 -npc_dm_subdomains 6
     python -m ml2hpc.apps.pinn -pinn_problem apps/problems/heat.py:Heat -net_depth 3 -npc_dm_subdomains 3
+
+Multilevel in depth: residual blocks of step length h, two of which are one of 2 h on the next coarser level:
+
+    python -m ml2hpc.apps.pinn -net_type resnet -net_depth 9 -net_step 0.5 -snes_type fas -dm_hierarchy depth
 
 Points that follow the residual, drawn anew every 500 iterations, while the solver keeps what it learnt; soft conditions
 with weights of your own, or weights that balance the terms' gradients:
@@ -172,6 +178,8 @@ def build(
     if options.engine == "compiled" and not on_host:
         raise OptionsError("-pinn_engine compiled: it computes on the CPU; with -device cuda use device or jets")
     net = database.read(NetworkOptions, stem="net_", title="Network")
+    if net.type == "mlp" and net.step != 1.0:
+        raise OptionsError(f"-net_step {net.step:g}: a plain stack has no residual blocks; use -net_type resnet")
     pde = equation(options.problem, "-pinn_problem")
     pde.hard = options.conditions == "hard"
     inputs = len(pde.features(torch.zeros(len(pde.coordinates), 1, dtype=dtype)))
@@ -324,6 +332,7 @@ def main(argv: list[str]) -> None:
         "problem": canonical(options.problem),
         "network": (
             f"{net.type} {net.depth} x {net.width} {'adaptive ' * net.adaptive}{net.activation}, {len(x)} parameters"
+            + (f", steps of {net.step:g}" if net.type == "resnet" and net.step != 1.0 else "")
             + (f", {net.fourier_modes} Fourier modes of scale {net.fourier_scale:g}" if net.fourier_modes else "")
         ),
         "dtype": run.options.dtype,
@@ -407,6 +416,12 @@ def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, poi
 # test: echo "-snes_type qn -snes_max_it 3 -pinn_conditions soft -pinn_weights t0_value=100" > soft.opts
 # test: echo "-pinn_adaptive_weights gradient -pinn_adaptive_weights_interval 2" >> soft.opts
 # test: python -m ml2hpc.apps.pinn -options_file soft.opts
+# test: echo "-options_file $CHECKOUT/apps/options/pinn_nested.opts -npc_snes_fas_nested_steps 2" > nested.opts
+# test: python -m ml2hpc.apps.pinn -options_file nested.opts -snes_max_it 1
+# test: echo "-options_file $CHECKOUT/apps/options/pinn_fas.opts -snes_fas_nested_steps 2" > fas.opts
+# test: python -m ml2hpc.apps.pinn -options_file fas.opts -snes_max_it 1
+# test: mpirun -n 2 python -m ml2hpc.apps.pinn -restart run.h5 -snes_max_it 2
+# test: python -m ml2hpc.apps.pinn -net_type resnet -net_depth 5 -net_step .5 -snes_type fas -snes_max_it 1
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/ngmres_ssbroyden.opts -snes_max_it 1
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr.opts -snes_max_it 2
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr_lsr1.opts -snes_max_it 3

@@ -16,7 +16,7 @@ import torch
 
 from ml2hpc.errors import UserError
 
-_ABI = 5  # the same number as in native.c
+_ABI = 6  # the same number as in native.c
 _TYPES = {torch.float64: "f64", torch.float32: "f32"}
 
 

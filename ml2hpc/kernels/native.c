@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ABI 5 /* the same number as in __init__.py; a library of another one is refused */
+#define ABI 6 /* the same number as in __init__.py; a library of another one is refused */
 int ml2hpc_abi(void) { return ABI; }
 
 #include "threads.h"

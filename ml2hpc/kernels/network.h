@@ -51,6 +51,13 @@ INLINE void F(ask_to_write)(T *from, long count)
         __builtin_prefetch(from + i, 1);
 }
 
+/* row = below + step row, or step row: what follows a neuron whose layer has a step length of its own. */
+INLINE void F(stride)(T step, T *row, const T *below, long width)
+{
+    for (long p = 0; p < width; p += LANES)
+        *(V *)(row + p) = below ? *(const V *)(below + p) + step * *(V *)(row + p) : step * *(V *)(row + p);
+}
+
 /* Z = W Y + b, then what is kept of sigma, then Y of the next layer. With a tangent, dZ = W dY + dW Y + db too. */
 static void F(layer_forward)(const Plan *plan, long k, const T *plain, const T *direction, const T *y, const T *dy,
                              F(Kept) at, T *y_next, T *dy_next, long strip)
@@ -60,6 +67,7 @@ static void F(layer_forward)(const Plan *plan, long k, const T *plain, const T *
     const T *w = plain + layer->weight, *b = plain + layer->bias;
     const T *dw = direction ? direction + layer->weight - plan->start : 0;
     const T *db = direction ? direction + layer->bias - plan->start : 0;
+    int whole = layer->residual && layer->step == 1.0, part = layer->residual && !whole;
     for (long i = 0, h; i < layer->outputs; i += h) {
         h = F(height)(i, layer->outputs);
         F(ask_to_write)(at.z + (i + h) * width, (i + h < layer->outputs ? h : 0) * width);
@@ -73,13 +81,16 @@ static void F(layer_forward)(const Plan *plan, long k, const T *plain, const T *
         for (long r = i; r < i + h; r++) {
             T *z = at.z + r * width, *more = at.more + r * extra * strip;
             F(neuron_begin)(plan, b[r], z, more, strip);
-            F(neuron)(plan, z, more, y_next + r * width, layer->residual ? y + r * width : 0, strip);
+            F(neuron)(plan, z, more, y_next + r * width, whole ? y + r * width : 0, strip);
+            if (part)
+                F(stride)((T)layer->step, y_next + r * width, y + r * width, width);
             if (dy_next) {
                 T *dz = at.dz + r * width;
                 for (long p = 0; p < strip && k < plan->last; p++)
                     dz[p] += db[r];
-                F(neuron_tangent)(plan, z, more, dz, dy_next + r * width, layer->residual && dy ? dy + r * width : 0,
-                                  strip);
+                F(neuron_tangent)(plan, z, more, dz, dy_next + r * width, whole && dy ? dy + r * width : 0, strip);
+                if (part)
+                    F(stride)((T)layer->step, dy_next + r * width, dy ? dy + r * width : 0, width);
             }
         }
     }
@@ -226,6 +237,8 @@ static void F(strip_reverse)(const Plan *plan, const T *plain, const T *entering
                 for (long r = i; r < i + rows_now; r++) {
                     const T *z = at.z + r * width, *more = at.more + r * extra * strip;
                     F(neuron_reverse)(plan, z, more, g + r * width, next + r * width, strip);
+                    if (layer[-1].step != 1.0)
+                        F(stride)((T)layer[-1].step, next + r * width, 0, width);
                     if (recomputed)
                         F(neuron)(plan, z, more, t->h + r * width, 0, strip);
                 }
@@ -268,6 +281,10 @@ static void F(strip_reverse_tangent)(const Plan *plan, const T *plain, const T *
                 const T *z = at.z + r * width, *more = at.more + r * extra * strip, *dz = at.dz + r * width;
                 F(neuron_tangent_reverse)(plan, z, more, dz, t->g + r * width, t->dg + r * width, next + r * width,
                                           next_change + r * width, strip);
+                if (layer[-1].step != 1.0) {
+                    F(stride)((T)layer[-1].step, next + r * width, 0, width);
+                    F(stride)((T)layer[-1].step, next_change + r * width, 0, width);
+                }
                 if (recomputed) {
                     F(neuron)(plan, z, more, t->h + r * width, 0, strip);
                     F(neuron_tangent)(plan, z, more, dz, t->dh + r * width, 0, strip);

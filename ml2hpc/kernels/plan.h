@@ -7,6 +7,7 @@ enum { GENERAL, CURVED, DIAGONAL };
 
 typedef struct {
     int64_t inputs, outputs, residual, weight, bias; /* the latter two are places in the plain parameters */
+    double step;                                     /* y_next = y + step sigma(z) where `residual`, else 1 */
 } Layer;
 
 typedef struct {

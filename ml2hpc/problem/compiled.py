@@ -123,7 +123,7 @@ class CompiledEngine(DenseEngine[CompiledBatch]):
         stack, plain = self.network.stack, self._plain
         table = (Layer * len(stack))(
             *(
-                Layer(m.weight.shape[1], m.weight.shape[0], m.residual, w, b)
+                Layer(m.weight.shape[1], m.weight.shape[0], m.residual, w, b, m.step)
                 for m, (w, b) in zip(stack, plain.places, strict=True)
             )
         )

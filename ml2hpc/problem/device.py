@@ -47,8 +47,10 @@ class _FusedEngine(JetsEngine):
 
     def _neurons(self, layer: LayerMatrices, kept: Hidden, y: Tensor, space: Workspace) -> None:
         assert isinstance(kept, _Kept)
-        below = y if layer.residual else None
-        self.kernels.forward(layer.bias, kept.z.all, kept.more, kept.y.all, below)
+        whole = layer.residual and layer.step == 1.0  # what the kernel adds itself
+        self.kernels.forward(layer.bias, kept.z.all, kept.more, kept.y.all, y if whole else None)
+        if layer.residual and not whole:
+            torch.add(y, kept.y.matrix, alpha=layer.step, out=kept.y.matrix)
 
     def _neurons_reverse(self, kept: Hidden, space: Workspace) -> None:
         assert isinstance(kept, _Kept)

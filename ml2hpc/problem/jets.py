@@ -79,6 +79,7 @@ class LayerMatrices:
     plain: tuple[Tensor, Tensor]  # W, b
     slope: Tensor | None  # (), k
     residual: bool
+    step: float
     start: int
 
     def pieces(self, flat: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,6 +146,8 @@ class JetsEngine(DenseEngine[JetBatch]):
             torch.mm(layers[hidden].weight.T, cotangent.reshape(len(cotangent), -1), out=g)
         for k in range(hidden - 1, first - 1, -1):
             self._neurons_reverse(space.hidden[k], space)
+            if layers[k].step != 1.0:
+                gz.all.mul_(layers[k].step)
             yield k, gz.all
             if k > first and layers[k].residual:
                 g.addmm_(layers[k].weight.T, gz.matrix)
@@ -159,6 +162,7 @@ class JetsEngine(DenseEngine[JetBatch]):
             kept = space.hidden[k]
             dz = self._affine_tangent(k, self._below(batch, k), dy, direction).view(shape)
             change = self.chain.push_forward(self._sigmas(kept, space), kept.z.all, dz).flatten(1)
+            change.mul_(self._layers[k].step)
             dy = change.add_(dy) if self._layers[k].residual and dy is not None else change
         return self._affine_tangent(self._hidden, self._below(batch, self._hidden), dy, direction).view(shape)
 
@@ -180,7 +184,7 @@ class JetsEngine(DenseEngine[JetBatch]):
         *hidden, last = self._matrices(parameters)[self.window.first :]
         for layer in hidden:
             new = self._activate(self._affine(layer, y)).view(len(layer.weight), -1)
-            y = y + new if layer.residual else new
+            y = torch.add(y, new, alpha=layer.step) if layer.residual else new
         return self._affine(last, y)
 
     def cost(self) -> Cost:
@@ -218,7 +222,9 @@ class JetsEngine(DenseEngine[JetBatch]):
                 slope = SLOPE * views[f"layers.{k}.slope"]
                 weight, bias = slope * weight, slope * bias
             found.append(
-                LayerMatrices(weight, bias[:, None], plain, slope, module.residual, self.layout.layers[k].start)
+                LayerMatrices(
+                    weight, bias[:, None], plain, slope, module.residual, module.step, self.layout.layers[k].start
+                )
             )
         return found
 
@@ -246,7 +252,7 @@ class JetsEngine(DenseEngine[JetBatch]):
         kept.z.each[0].add_(layer.bias)
         self._activation(kept, space)
         if layer.residual:
-            kept.y.matrix.add_(y)
+            torch.add(y, kept.y.matrix, alpha=layer.step, out=kept.y.matrix)
 
     def _activation(self, kept: Hidden, space: Workspace) -> None:
         z, y = kept.z.each, kept.y.each

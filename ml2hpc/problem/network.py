@@ -1,7 +1,8 @@
 """Dense networks whose structure an engine can read: plain and residual stacks, fixed or adaptive slope.
 
-Hidden layer l computes y_l = sigma(k_l (W_l y_{l-1} + b_l)), plus y_{l-1} in a residual stack from the second layer on;
-k_l = 1, or k_l = 10 a_l with a_l trained (adaptive slope, started at 1/10). Output layer: W y + b.
+Hidden layer l computes y_l = sigma(k_l (W_l y_{l-1} + b_l)), in a residual stack from the second layer on
+y_l = y_{l-1} + h sigma(...), an Euler step of length h; k_l = 1, or k_l = 10 a_l with a_l trained (adaptive slope,
+started at 1/10). Output layer: W y + b.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ STREAM = 2**32  # added to a seed below it, for a stream of its own
 class NetworkOptions:
     """Options `-net_*`."""
 
-    type: Literal["mlp", "resnet"] = option("mlp", "plain stack, or residual blocks y + sigma(W y + b)")
+    type: Literal["mlp", "resnet"] = option("mlp", "plain stack, or residual blocks y + h sigma(W y + b)")
+    # As published; deeper networks that are finer discretisations of the same function have a shorter one.
+    step: float = option(1.0, "step length h of residual blocks", above=0.0)
     depth: int = option(8, "hidden layers", at_least=1)
     width: int = option(20, "neurons in a hidden layer", at_least=1)
     activation: Literal["tanh", "sin", "silu", "gelu"] = option("tanh", "nonlinearity of the hidden layers")
@@ -85,15 +88,20 @@ class DenseLayer(nn.Module):
     weight, bias, slope
         Shapes (out, in), (out,), () or None.
     residual
-        Whether the layer's input is added to its output.
+        Whether the layer's input is added to `step` times its output.
+    step
+        h there, else 1.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, residual: bool, adaptive: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, residual: bool, adaptive: bool, dtype: torch.dtype, step: float = 1.0
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(outputs, inputs, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype))
         self.slope = nn.Parameter(torch.full((), 1.0 / SLOPE, dtype=dtype)) if adaptive else None
         self.residual = residual
+        self.step = step if residual else 1.0
 
     def linear(self, x: Tensor) -> Tensor:
         """Return k (W x + b) for x of shape (in, n)."""
@@ -123,7 +131,7 @@ class DenseNetwork(nn.Module):
         sizes = [inputs, *[options.width] * options.depth]
         residual = options.type == "resnet"
         layers = [
-            DenseLayer(a, b, residual=residual and i > 0, adaptive=options.adaptive, dtype=dtype)
+            DenseLayer(a, b, residual=residual and i > 0, adaptive=options.adaptive, dtype=dtype, step=options.step)
             for i, (a, b) in enumerate(pairwise(sizes))
         ]
         layers.append(DenseLayer(options.width, outputs, residual=False, adaptive=False, dtype=dtype))
@@ -142,5 +150,5 @@ class DenseNetwork(nn.Module):
             y = layer.linear(x)
             if layer is not self.stack[-1]:
                 y = self.activation.value(y)
-            x = x + y if layer.residual else y
+            x = x + layer.step * y if layer.residual else y
         return x

@@ -30,8 +30,11 @@ from ml2hpc.problem.interface import Block, Cost, Linearization, LinearizedCost,
 from ml2hpc.problem.jet import Carried, Points
 from ml2hpc.problem.jets import JetsEngine
 from ml2hpc.problem.narrowing import narrowed
+from ml2hpc.problem.network import DenseNetwork
 from ml2hpc.problem.pde import PDE
-from ml2hpc.problem.transfer import Coarsening, Transfer
+from ml2hpc.problem.shortening import shortened
+from ml2hpc.problem.thinning import thinned
+from ml2hpc.problem.transfer import Coarsening, Identity, Transfer
 from ml2hpc.vec import CPU, Layout, Replicated, TreeSum
 
 ENGINES: dict[str, type[Engine[Any]]] = {
@@ -462,24 +465,39 @@ class PinnProblem(Problem):
         return PinnRestriction(self, block)
 
     def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
-        """Return the loss with fewer points, or of a network with fewer neurons in its hidden layers. Collective.
+        """Return the loss with fewer points, or of a network with fewer residual blocks or neurons. Collective.
 
         Raises
         ------
         UnsupportedError
-            If the network is asked for fewer layers: they are no steps of a discretisation, so that two of them are not
+            If the network is asked for fewer layers that are no steps of a discretisation, so that two of them are not
             approximately one.
         """
-        if how.kind == "depth":
-            raise UnsupportedError(
-                "the layers of a PINN's network have no step length: fewer of them are another function; "
-                "use -dm_hierarchy width or samples"
-            )
-        if how.kind != "width":
+        if how.kind == "samples":
+            return self._thinned(how.factor), Identity()
+        if how.kind not in ("depth", "width"):
             return super().coarsen(how)
-        network, transfer = narrowed(self.model.network, how, self.model.device)
+        fewer = shortened if how.kind == "depth" else narrowed
+        network, transfer = fewer(self.model.network, how, self.model.device)
         model = replace(self.model, network=network, layout=Layout(network))
         return PinnProblem(self.comm, model, self.loss_terms), transfer
+
+    def metric(self) -> Tensor:
+        """Return h for the parameters of residual blocks, functions of time, and 1 for the others. Not collective."""
+        network = self.model.network
+        if not isinstance(network, DenseNetwork) or network.options.type != "resnet":
+            return super().metric()
+        weights = torch.ones_like(self.space.zeros())
+        weights[self.layers[1].start : self.layers[-1].start] = network.options.step
+        return weights
+
+    def _thinned(self, factor: int) -> PinnProblem:
+        """L over fewer points of the same density, every term with its weight."""
+        if self.samples < factor:
+            raise UnsupportedError(f"{self.samples} samples cannot be coarsened by {factor}: use fewer levels")
+        kept = [thinned(t.points, factor) for t in self.loss_terms]
+        terms = [t.part(rows, t.n / len(rows)) for t, rows in zip(self.loss_terms, kept, strict=True)]
+        return PinnProblem(self.comm, self.model, terms)
 
 
 class PinnRestriction(Restriction):

@@ -19,7 +19,10 @@ JetTerm = tuple[int, tuple[int, ...], float]
 class Layer(ctypes.Structure):
     """Sizes and places of one layer."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("inputs", "outputs", "residual", "weight", "bias")]
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "residual", "weight", "bias")),
+        ("step", ctypes.c_double),
+    ]
 
 
 class Term(ctypes.Structure):

@@ -87,10 +87,15 @@ class DenseInverse(Inverse):
 
     def _product(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Return the whole of g and of H g."""
-        if self._known is None or self._known[0] is not g:
+        if self._known is None or not self._knows(g):
             (whole,) = self.space.wholes(g)
             self._known = (g, whole, self._matrix.product(whole))
         return self._known[1], self._known[2]
+
+    def _knows(self, g: Tensor) -> bool:
+        """Whether H g is known; by value, as a loaded state has copies."""
+        assert self._known is not None
+        return self._known[0] is g or self.space.norm(self._known[0] - g) == 0.0
 
     def update(self, s: Tensor, y: Tensor, g: Tensor, g_new: Tensor, step: float | None) -> None:
         if self._pairs == 0:
@@ -191,7 +196,7 @@ class DenseInverse(Inverse):
             self._known = (self.space.local(whole), whole, product)
 
     def recognise(self, g: Tensor) -> None:
-        if self._known is not None and self.space.norm(self._known[0] - g) == 0.0:
+        if self._known is not None and self._knows(g):
             self._known = (g, *self._known[1:])
 
 

@@ -23,6 +23,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ml2hpc.errors import UnsupportedError
 from ml2hpc.linesearch import Line
 from ml2hpc.options import option
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
@@ -57,6 +58,12 @@ class FullApproximation(Method):
         use_coarse_correction_linesearch: bool = option(
             True, "search along coarse corrections by -snes_linesearch_*, else refuse those that raise L"
         )
+        # Cycles make few steps; a start from nothing needs many, which are cheap on coarse levels.
+        nested_steps: int = option(
+            0, "steps on each coarser level in nested iteration; 0: those of a cycle", at_least=0
+        )
+        # On levels of samples the curvature is nearly the same, and coarse steps learn it for a share of the price.
+        share: bool = option(False, "let all levels learn one quasi-Newton matrix together (qn, on samples)")
         damping: float = option(1.0, "factor of coarse corrections without a search", above=0.0)
 
     name = "fas"
@@ -73,6 +80,14 @@ class FullApproximation(Method):
 
     def set_up(self, solver: SNES) -> None:
         self._levels.set_up(solver)
+        coarse, *others = self._levels.children
+        for child in others if self.options.share else []:
+            if not child.method.share(coarse.method):
+                raise UnsupportedError(
+                    f"-{solver.prefix}snes_fas_share: {child.prefix} and {coarse.prefix} cannot learn one matrix; use "
+                    f"-{solver.prefix}dm_hierarchy samples, no -{solver.prefix}dm_coarse_ranks, and type qn with the "
+                    f"same -snes_qn_* on all levels"
+                )
 
     def rebind(self, solver: SNES) -> None:
         self._levels.rebind(solver)
@@ -209,9 +224,15 @@ class FullApproximation(Method):
             if not here.finite:
                 return point
             upwards = level and self.options.type in ("kaskade", "nested")
-            here = (self._smooth if upwards else self._cycle)(solver, level, here)
+            if level < levels.finest and self.options.nested_steps:
+                here = levels.smooth(level, here, self.options.nested_steps)
+            else:
+                here = (self._smooth if upwards else self._cycle)(solver, level, here)
             x = here.x
         return here if here.f < point.f else point
+
+    def learner(self) -> Method:
+        return self._levels.children[-1].method.learner()
 
     # State and views. --------------------------------------------------------------------------------------------
 
@@ -236,4 +257,5 @@ class FullApproximation(Method):
         o = self.options
         name = {"1": "V", "2": "W", "f": "F"}[o.cycles]
         how = "line search" if o.use_coarse_correction_linesearch else f"damping={o.damping:g}"
-        return [f"type is {o.type.upper()}, {name}-cycles, coarse corrections by {how}", *self._levels.view()]
+        one = ", one matrix for all levels" if o.share else ""
+        return [f"type is {o.type.upper()}, {name}-cycles, coarse corrections by {how}{one}", *self._levels.view()]

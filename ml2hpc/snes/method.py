@@ -170,6 +170,14 @@ class Method(ABC):
         """Forget the memory after a failed step; return whether there was any. Not collective."""
         return False
 
+    def share(self, other: Method) -> bool:
+        """After `set_up`: learn from now on together with another solver; tell whether it can. Not collective."""
+        return False
+
+    def learner(self) -> Method:
+        """Return the type that learns L's curvature: itself, or that of an inner solver. Not collective."""
+        return self
+
     def track(self, solver: SNES) -> None:  # noqa: B027 - most types know no derivative
         """Keep with every step, and in the state, what `derivative` needs. Not collective."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -52,6 +52,9 @@ class QuasiNewton(DirectionMethod):
             0.9999, "restart when consecutive residuals are parallel to this degree (powell)", above=0.0
         )
         momentum: float = option(1.0, "weight mu of the new direction; 1 is no momentum", above=0.0, at_most=1.0)
+        share: bool = option(
+            False, "learn one matrix together with the right NPC: a qn of the same options, or fas of such"
+        )
         recycle: bool = option(True, "keep the pairs from one solve to the next")
         pairs: Literal["step", "both"] = option("step", "learn from the step, or also from the right NPC's")
         # Relative, so that it does not depend on the scale of L; the published code asks for s'y > 1e-15.
@@ -72,6 +75,13 @@ class QuasiNewton(DirectionMethod):
             if o.type == "lbfgs"
             else DenseInverse(problem.space, problem.comm, o.type, self._parts, o.curvature, kernels.load())
         )
+        self._of = (problem.space.n, problem.space.n_local, problem.comm.size)
+        self._borrows = False  # the inverse of another solver, whose state holds it
+        if o.share and (solver.npc is None or not self.share(solver.npc.method.learner())):
+            raise OptionsError(
+                f"-{solver.prefix}snes_qn_share: there is no right NPC that learns the same matrix; use it with "
+                f"-{solver.prefix}npc_snes_type qn, or fas of qn on samples, with the same -snes_qn_type"
+            )
         self._velocity: Tensor | None = None
         self._previous: Tensor | None = None  # the residual of the step before, for Powell's test
         self._learnt: Point | None = None  # where the last step ended
@@ -90,6 +100,18 @@ class QuasiNewton(DirectionMethod):
                 f"-{solver.prefix}snes_qn_blocks {o.blocks}: lbfgs keeps no matrix; "
                 f"use -{solver.prefix}snes_qn_type bfgs, ssbfgs or ssbroyden"
             )
+
+    def share(self, other: Method) -> bool:
+        alike = isinstance(other, QuasiNewton) and other._learns() == self._learns()
+        if alike:
+            assert isinstance(other, QuasiNewton)
+            self.inverse, self._borrows = other.inverse, True
+        return alike
+
+    def _learns(self) -> tuple[Any, ...]:
+        """What two that share a matrix have in common."""
+        o = self.options
+        return (*self._of, o.type, o.blocks, o.m, o.scale_type, o.curvature)
 
     def begin(self, solver: SNES) -> None:
         self._learnt = None
@@ -151,16 +173,18 @@ class QuasiNewton(DirectionMethod):
         return False
 
     def lift(self, coarse: Method, prolong: Callable[[Tensor], Tensor], masses: Tensor) -> None:
-        if not isinstance(coarse, QuasiNewton) or not isinstance(self.inverse, CompactLBFGS):
+        if not isinstance(coarse, QuasiNewton) or coarse.inverse is self.inverse:
             return
-        if isinstance(coarse.inverse, CompactLBFGS):
+        if isinstance(self.inverse, CompactLBFGS) and isinstance(coarse.inverse, CompactLBFGS):
             self.reset()
             self.inverse.lift(coarse.inverse, prolong, masses)
             self._accepted = coarse._accepted
 
     def state(self, solver: SNES) -> Tree:
         gather = solver.problem.space.gather
-        tree: Tree = {"inverse": self.inverse.state(), "accepted": self._accepted, "learns": self._learnt is not None}
+        tree: Tree = {"accepted": self._accepted, "learns": self._learnt is not None}
+        if not self._borrows:
+            tree["inverse"] = self.inverse.state()
         for name, vector in (("velocity", self._velocity), ("previous", self._previous)):
             if vector is not None:
                 tree[name] = gather(vector).cpu().numpy()
@@ -168,7 +192,8 @@ class QuasiNewton(DirectionMethod):
 
     def load(self, solver: SNES, state: Tree) -> None:
         space = solver.problem.space
-        self.inverse.load(state["inverse"])
+        if not self._borrows:
+            self.inverse.load(state["inverse"])
         vectors = {k: space.restored(state[k]) for k in ("velocity", "previous") if k in state}
         self._accepted = int(state["accepted"])
         self._resumes = bool(state["learns"])

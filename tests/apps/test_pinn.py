@@ -216,6 +216,7 @@ def test_the_file_holds_what_it_should(runs):
             "points is '400 sobol, seed 0' there, '400 sobol, seed 0, every 500 rad",
         ),
         ("-restart half.h5 -net_width 9", "network is 'mlp 3 x 8 tanh, 177 parameters' there"),
+        ("-net_step 0.5", "-net_step 0.5: a plain stack has no residual blocks"),
         ("-output nofolder/run.h5", "nofolder"),
         ("-output run.xdmf", "-output run.xdmf: the name must end in .h5"),
         ("-restart_state parameters", "-restart_state parameters: there is no -restart"),

@@ -36,6 +36,10 @@ def grid(comm: Communicator | None = None) -> GridProblem:
     return GridProblem(comm or alone(), Bratu(3.0), (25, 13))
 
 
+def stack(comm: Communicator | None = None) -> Problem:
+    return pinn(comm=comm, type="resnet", adaptive=True, depth=5, step=0.5)[0]
+
+
 def outer(comm: Communicator | None = None) -> Problem:
     problem = resnet(comm=comm)
     first, last = problem.layers[0], problem.layers[-1]
@@ -60,6 +64,8 @@ def everything(comm: Communicator | None = None) -> dict[str, tuple[Problem, Coa
         "width of images": (resnet(conv, comm), Coarsening("width")),
         "width of a PINN": (pinn(comm=comm)[0], Coarsening("width")),
         "width of a residual PINN": (pinn(comm=comm, type="resnet", adaptive=True)[0], Coarsening("width", 3)),
+        "depth of a residual PINN": (stack(comm), Coarsening("depth", 2)),
+        "depth of a residual PINN, linear": (stack(comm), Coarsening("depth", 2, linear=True)),
         "samples": (resnet(comm=comm), Coarsening("samples", 3)),
         "samples of a PINN": (pinn(comm=comm)[0], Coarsening("samples", 2)),
         "grid": (grid(comm), Coarsening("grid", 2, linear=True)),

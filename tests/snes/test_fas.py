@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from ml2hpc.errors import OptionsError
+from ml2hpc.errors import OptionsError, UnsupportedError
+from ml2hpc.io.tree import from_image, to_image
 from ml2hpc.problem.control import Architecture
 from ml2hpc.problem.energies import Bratu
 from ml2hpc.problem.grid import GridProblem
 from ml2hpc.problem.interface import Problem, ShardedProblem
 from ml2hpc.problem.resnet import ResNetModel, ResNetProblem, Samples
 from ml2hpc.problem.transfer import Coarsening
-from ml2hpc.snes import SNES, Reason
+from ml2hpc.snes import SNES, Point, Reason
 from ml2hpc.snes.fas import FullApproximation
+from ml2hpc.snes.qn import QuasiNewton
 from tests.problem.small import random
 from tests.snes.poisson import Interpolation, Poisson
-from tests.snes.problems import Analytic, least_squares, rosenbrock, tree, world
+from tests.snes.problems import Analytic, least_squares, matrix, rosenbrock, tree, world
 
 FAS = "-snes_type fas -dm_hierarchy grid"
 ON_COARSE = "-fas_coarse_snes_type nrichardson -fas_coarse_snes_linesearch_type none"
@@ -403,3 +405,111 @@ def test_wrong_schedules_are_refused(comm, text):
 def test_a_batch_larger_than_the_data_is_refused(comm):
     with pytest.raises(OptionsError, match="-snes_fas_batch 99: there are 37 samples"):
         tree("-snes_type fas -snes_fas_batch 99", network(comm))
+
+
+# ---- one matrix for all levels ---------------------------------------------------------------------------------------
+
+SHARED = (
+    "-snes_type fas -dm_hierarchy samples -snes_fas_share -fas_coarse_snes_qn_type ssbroyden "
+    "-fas_levels_snes_qn_type ssbroyden -snes_rtol 0"
+)
+
+
+def curved(comm, samples: int = 48) -> Analytic:
+    """Least squares of tanh over samples, whose curvature changes with x; on every level nearly the same."""
+    data = random(samples * 6, 3).view(samples, 6)
+
+    def f(x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        return (torch.tanh(d @ x) - 0.5 * torch.sin(d[0])) ** 2 + 0.01 * x @ x
+
+    return Analytic(world(comm), f, 6, data)
+
+
+def test_levels_with_one_matrix_learn_together(comm):
+    """All levels hold the same object, which takes the pairs of all of them."""
+    problem = curved(comm)
+    solver = tree(f"{SHARED} -snes_max_it 2", problem)
+    solver.solve(torch.linspace(-1, 2, 6, dtype=torch.float64))
+    assert isinstance(solver.method, FullApproximation)
+    methods = [child.method for child in solver.method._levels.children]
+    found = [(m.inverse, m._accepted) for m in methods if isinstance(m, QuasiNewton)]
+    (one, first), (two, second), (three, third) = found
+    assert one is two is three
+    assert min(first, second, third) > 0 and one.pairs == first + second + third
+
+
+def test_one_limited_memory_for_all_levels_is_not_lifted_onto_itself(comm):
+    fresh = " ".join(f"-fas_{level}_snes_linesearch_memory 0" for level in ("coarse", "levels"))  # it is lifted too
+    options = f"{SHARED.replace('ssbroyden', 'lbfgs')} {fresh} -snes_fas_type full -snes_max_it 1 -snes_fas_lift_pairs"
+    x = torch.linspace(-1, 2, 6, dtype=torch.float64)
+    lifted, kept = (tree(f"{options} {flag}", curved(comm)).solve(x) for flag in ("true", "false"))
+    assert torch.equal(lifted.x, kept.x)
+
+
+@pytest.mark.parametrize(("shared", "least", "most"), [("true", 0.0, 1e-14), ("false", 1e-2, 1.0)])
+def test_a_matrix_handed_up_is_newtons(comm, shared, least, most):
+    """A quadratic of n unknowns: n exact searches on half of the samples find the inverse Hessian of all."""
+    a, centres = matrix(6), random(6 * 16, 4).view(16, 6)
+    problem = Analytic(world(comm), lambda x, d: 0.5 * (x - d) @ (a @ (x - d)), 6, centres)
+    exact = " ".join(f"-fas_{level}_snes_linesearch_type ncglinear" for level in ("coarse", "levels"))
+    nested = f"-snes_fas_type kaskade -snes_fas_nested_steps 6 -snes_fas_share {shared} -dm_levels 2 {exact}"
+    solver = tree(f"{SHARED.replace('ssbroyden', 'bfgs')} {nested} -snes_max_it 1", problem)
+    point = solver.solve(torch.linspace(-1, 2, 6, dtype=torch.float64))
+    solved = centres[::2].mean(0)  # the coarse level's minimum
+    assert least <= float(point.g.norm() / problem.gradient(solved).norm()) < most
+
+
+def test_an_outer_solver_goes_on_with_the_matrix_of_its_preconditioner(comm):
+    """The same quadratic: nested iteration in front once, and a single step of the outer solver ends it."""
+    a, centres = matrix(6), random(6 * 16, 4).view(16, 6)
+    problem = Analytic(world(comm), lambda x, d: 0.5 * (x - d) @ (a @ (x - d)), 6, centres)
+    exact = " ".join(f"-{p}snes_linesearch_type ncglinear" for p in ("", "npc_fas_coarse_", "npc_fas_levels_"))
+    nested = "-npc_snes_type fas -npc_snes_fas_type kaskade -npc_snes_fas_nested_steps 6 -npc_snes_fas_share"
+    bfgs = " ".join(f"-{p}snes_qn_type bfgs" for p in ("", "npc_fas_coarse_", "npc_fas_levels_"))
+    levels = "-npc_dm_hierarchy samples -npc_dm_levels 2 -npc_snes_fas_smoothing [(0),{1}]"
+    falls = {}
+    for shared in ("true", "false"):
+        options = f"-snes_type qn -snes_qn_share {shared} {bfgs} {nested} {levels} {exact} -snes_rtol 0 -snes_max_it 1"
+        point = tree(options, problem).solve(torch.linspace(-1, 2, 6, dtype=torch.float64))
+        falls[shared] = float(point.g.norm() / problem.gradient(centres[::2].mean(0)).norm())
+    assert falls["true"] < 1e-14 < 1e-2 < falls["false"]
+
+
+@pytest.mark.parametrize("npc", ["", "-npc_snes_type ncg", "-npc_snes_type qn -npc_snes_qn_m 3"])
+def test_a_matrix_of_no_preconditioner_is_refused(comm, npc):
+    with pytest.raises(OptionsError, match="-snes_qn_share: there is no right NPC that learns the same matrix"):
+        tree(f"-snes_type qn -snes_qn_share {npc}", curved(comm))
+
+
+@pytest.mark.parallel(1, 2)
+@pytest.mark.parametrize("smoothing", ["[1,2,{4}]", "[(2),(2),{3}]"])
+@pytest.mark.parametrize("kind", ["ssbroyden", "lbfgs"])
+def test_a_restart_with_one_matrix_is_the_straight_run(comm, kind, smoothing):
+    options = f"{SHARED.replace('ssbroyden', kind)} -snes_fas_smoothing {smoothing} -snes_max_it"
+    x = torch.linspace(-1, 2, 6, dtype=torch.float64)
+    expected = tree(f"{options} 6", curved(comm)).solve(x)
+    first = tree(f"{options} 3", curved(comm))
+    half = first.solve(x)
+    state = first.state()
+    image = to_image(state, "state") if comm.rank == 0 else None
+    second = tree(f"{options} 6", curved(comm))
+    second.load(from_image(comm.bcast(image), "state"))
+    g = half.g.clone()
+    point = second.resume(Point(half.x.clone(), half.f, g, g))
+    assert torch.equal(point.x, expected.x) and point.f == expected.f
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-fas_coarse_snes_qn_m 5",
+        "-fas_levels_snes_type ncg",
+        "-fas_coarse_snes_type nrichardson",
+        "-dm_hierarchy width",
+    ],
+)
+def test_levels_that_cannot_have_one_matrix_are_refused(comm, options):
+    with pytest.raises(
+        UnsupportedError, match="-snes_fas_share: fas_levels_1_ and fas_coarse_ cannot learn one matrix"
+    ):
+        tree(f"-snes_type fas -dm_hierarchy samples -snes_fas_share {options}", curved(comm))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 FAS = "-snes_type fas -dm_hierarchy width"
+SAMPLED = "-snes_type fas -dm_hierarchy samples"
 FIXED = f"{FAS} -fas_levels_snes_type nrichardson -fas_coarse_snes_type nrichardson"
 
 TREES = {
@@ -30,6 +31,8 @@ CHANGES: dict[str, tuple[str, str]] = {
     "use_coarse_correction_linesearch": (f"{FAS} -snes_linesearch_damping 0.5", "false"),
     "lift_pairs": (f"{FAS} -snes_fas_type full", "false"),
     "damping": (f"{FAS} -snes_fas_use_coarse_correction_linesearch false", "0.7"),
+    "nested_steps": (f"{FAS} -snes_fas_type full", "7"),
+    "share": (SAMPLED, "true"),
     "batch": (FAS, "6"),
     "seed": (f"{FAS} -snes_fas_batch 6", "1"),
 }

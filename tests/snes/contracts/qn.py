@@ -28,6 +28,11 @@ TREES = {
         30,
         1e-08,
     ),
+    "qn, right qn with one matrix": (
+        "-snes_type qn -snes_qn_share -npc_snes_type qn -npc_snes_max_it 2",
+        30,
+        1e-08,
+    ),
 }
 CHANGES: dict[str, tuple[str, str]] = {
     "type": ("-snes_type qn", "bfgs"),
@@ -39,6 +44,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "powell_gamma": ("-snes_type qn -snes_qn_restart_type powell", "0.01"),
     "momentum": ("-snes_type qn", "0.9"),
     "recycle": ("-snes_type nrichardson -npc_snes_type qn -npc_snes_max_it 2 -npc_snes_qn_recycle", "false"),
+    "share": ("-snes_type qn -npc_snes_type qn -npc_snes_max_it 2", "true"),
     "pairs": (
         "-snes_type qn -snes_qn_type ssbroyden -npc_snes_type nasm -npc_dm_subdomains 2 -npc_sub_snes_max_it 2",
         "both",
