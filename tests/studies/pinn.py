@@ -88,6 +88,7 @@ class Method:
 QN = "-snes_type qn -snes_max_it 1000000 -snes_max_funcs 100000000 "
 NPC = QN + "-npc_snes_type nasm -pinn_error_interval 1 "
 RAD = " -pinn_resample rad -pinn_resample_interval "
+LEVELS = f"-options_file {OPTIONS}/{{}}.opts -snes_max_it 1000000 -snes_max_funcs 100000000 -pinn_error_interval 1"
 SSB = "-npc_sub_snes_type qn -npc_sub_snes_qn_type ssbroyden "
 GN = "-npc_sub_snes_type gn -npc_sub_snes_max_it 2 "
 PUBLISHED = (
@@ -104,6 +105,8 @@ METHODS = {
         "SS-Broyden, RAD", QN + "-snes_qn_type ssbroyden" + RAD + "500", seconds={"burgers": FINE_SECONDS}
     ),
     "ssb_blocks": Method("SS-Broyden by layers", QN + "-snes_qn_type ssbroyden -snes_qn_blocks layers"),
+    "nested": Method("nested iteration in points, SS-Broyden", LEVELS.format("pinn_nested")),
+    "fas": Method("FAS in points, SS-Broyden", LEVELS.format("pinn_fas")),
     "lm": Method(  # one matrix of the other networks takes the whole budget
         "Levenberg-Marquardt",
         "-snes_type gn -snes_max_it 1000000 -pinn_error_interval 1",
