@@ -152,6 +152,7 @@ class FullApproximation(Method):
 
     def _take(self, solver: SNES, level: int, line: Line, point: Point) -> Point:
         """Return the point that the search along a line finds, the old one if H_l rises. Collective."""
+        line.eager = True  # a full step, most often taken: one evaluation instead of a value and then both
         step = self._length(solver, line)
         if step == 0.0:
             return point
