@@ -30,4 +30,5 @@ CHANGES: dict[str, tuple[str, str]] = {
     "damping": (f"{FAS} -snes_fas_use_coarse_correction_linesearch false", "0.7"),
     "batch": (FAS, "6"),
     "seed": (f"{FAS} -snes_fas_batch 6", "1"),
+    "batch_ahead": (f"{FAS} -snes_fas_batch 6 -snes_rtol 0.1", "true"),
 }
