@@ -118,7 +118,15 @@ class ResNetModel:
 
     def coarsen(self, factor: int) -> ResNetModel:
         """Return the model with fewer blocks, its regularisation scaled. Not collective."""
-        return replace(self, architecture=self.architecture.coarsen(factor), scaling=factor * self.scaling)
+        if factor not in self._coarser:
+            architecture = self.architecture.coarsen(factor)
+            self._coarser[factor] = replace(self, architecture=architecture, scaling=factor * self.scaling)
+        return self._coarser[factor]
+
+    @cached_property
+    def _coarser(self) -> dict[int, ResNetModel]:
+        """Coarse models, made once: with mini-batches, hierarchies are made anew in every iteration."""
+        return {}
 
 
 class _Deal:
