@@ -70,6 +70,8 @@ def test_history_and_results(runs: Path) -> None:
     for part in ("train", "validation", "test"):
         assert table[f"accuracy_{part}"][-1] == tree["results"][part]["accuracy"]
         assert (np.diff(table[f"accuracy_{part}"]) != 0).any()
+    assert (table["measuring"] > 0).all()
+    assert (table["measuring"][1:] < np.diff(table["cpu_seconds"])).all()
     train = tree["results"]["train"]
     theta = parameters(runs / "straight.h5")
     assert table["objective"][-1] == pytest.approx(train["loss"] + 0.5e-4 * theta @ theta, rel=1e-13)

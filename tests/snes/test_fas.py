@@ -92,6 +92,7 @@ def test_the_work_of_a_cycle_is_the_published_formula(comm, steps, work):
     assert solver.iteration == 3, solver.failure
     # The gradient at the start is no part of a cycle.
     assert solver.work["gradients", "work"] == 1.0 + 3 * work
+    assert solver.work["objectives", "total"] == 0.0  # a full correction is tried with the gradient that follows it
     assert isinstance(solver.method, FullApproximation)
     of_levels = [level.problem for level in solver.method._levels.levels.levels]
     assert (
