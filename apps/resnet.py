@@ -48,6 +48,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +69,7 @@ from ml2hpc.snes import SNES, Point
 from ml2hpc.vec import Layout
 
 Tree = dict[str, Any]
+Part = Literal["train", "validation", "test"]
 
 # Of what trains these networks at one level, the least work to accuracy 1 on the circles.
 TREE: Tree = {"snes_type": "qn", "snes_qn_type": "lbfgs", "snes_max_it": 100}
@@ -101,6 +103,10 @@ class TrainingOptions:
         "iterations between two accuracies in the history, which cost about half a gradient; 0 is at the end only",
         at_least=0,
     )
+    # All that a plot shows; where training takes batches, its whole set costs more than a step.
+    accuracy_parts: tuple[Part, ...] = option(
+        ("train", "validation", "test"), "parts of the data whose accuracies the history holds; at the end all are told"
+    )
     stop_accuracy: float = option(
         float("inf"), "end the solve when this share of the validation samples is classified correctly", above=0.0
     )
@@ -132,8 +138,12 @@ class Options:
             raise OptionsError("-resnet_engine compiled: it computes on the CPU; with -device cuda use torch")
         if training.engine == "compiled" and network.layers == "conv":
             raise OptionsError("-resnet_layers conv: the compiled engine has no convolutions; add -resnet_engine torch")
-        if training.stop_accuracy <= 1 and (data.validation == 0 or not training.accuracy_interval):
-            raise OptionsError("-resnet_stop_accuracy needs validation samples and -resnet_accuracy_interval above 0")
+        measured = training.accuracy_interval > 0 and "validation" in training.accuracy_parts
+        if training.stop_accuracy <= 1 and (data.validation == 0 or not measured):
+            raise OptionsError(
+                "-resnet_stop_accuracy needs validation samples, -resnet_accuracy_interval above 0 and validation in "
+                "-resnet_accuracy_parts"
+            )
         return cls(training, network, data)
 
 
@@ -183,16 +193,19 @@ class Progress:
         `measuring` is the processor time that these columns took: no part of the training.
         """
         started = time.process_time()
-        accuracies = self.accuracies(x) if due else {}
+        parts = self._training.options.training.accuracy_parts
+        accuracies = self.accuracies(x, parts) if due else {}
         self.validation = accuracies.get("validation", (0.0, float("nan")))[1]
         found = {f"accuracy_{name}": accuracies.get(name, (0.0, float("nan")))[1] for name in self._parts}
         found |= self.movements(x)
         return found | {"measuring": time.process_time() - started}
 
-    def accuracies(self, x: Tensor) -> dict[str, tuple[float, float]]:
-        """Return the mean loss and the accuracy on each part of the data. Collective."""
+    def accuracies(
+        self, x: Tensor, parts: Sequence[str] = ("train", "validation", "test")
+    ) -> dict[str, tuple[float, float]]:
+        """Return the mean loss and the accuracy on parts of the data. Collective."""
         whole = self.whole(x)
-        return {name: problem.loss_and_accuracy(whole) for name, problem in self._parts.items()}
+        return {name: problem.loss_and_accuracy(whole) for name, problem in self._parts.items() if name in parts}
 
     def movements(self, x: Tensor) -> dict[str, float]:
         """Return |theta - theta_0| / |theta_0| for opening, blocks and classification. Not collective."""

@@ -84,6 +84,14 @@ def test_history_and_results(runs: Path) -> None:
     assert tree["solution"]["p"].shape == (101, 101) and 0 <= tree["solution"]["p"].min() < 0.5
 
 
+def test_accuracies_of_some_parts_cost_no_others(tmp_path: Path) -> None:
+    out = succeed(tmp_path, 1, "-snes_max_it 3 -resnet_accuracy_parts validation")
+    table = history(tmp_path / "run.h5")
+    assert np.isfinite(table["accuracy_validation"]).all()
+    assert np.isnan(table["accuracy_train"]).all() and np.isnan(table["accuracy_test"]).all()
+    assert re.search(r"train .*validation .*test .*%", out)
+
+
 def parameters_at_start(folder: Path) -> np.ndarray:
     succeed(folder, 1, "-snes_max_it 0 -output start.h5")
     return parameters(folder / "start.h5")
@@ -151,6 +159,7 @@ def test_libsvm_file_is_found_again_from_another_folder(tmp_path: Path) -> None:
         ("-resnet_layers conv", "add -resnet_engine torch"),
         ("-resnet_layers conv -resnet_engine torch", r"samples have shape \(2,\)"),
         ("-resnet_stop_accuracy 1 -data_validation 0", "needs validation samples"),
+        ("-resnet_stop_accuracy 1 -resnet_accuracy_parts test", "and validation in -resnet_accuracy_parts"),
         ("-resnet_bloks 3", "-resnet_bloks.*-resnet_blocks"),
         ("-resnet_blocks 0", "-resnet_blocks"),
     ],

@@ -160,7 +160,9 @@ class Trial:
             options = f"-options_file {OPTIONS / 'resnet_published.opts'}"
         else:
             options = f"-options_file {OPTIONS / 'resnet_mgopt.opts'} {tree}"
-        options += f" -snes_max_it 2000 -resnet_blocks {self.blocks} -seed {self.seed}"
+        options += (
+            f" -resnet_accuracy_parts validation -snes_max_it 2000 -resnet_blocks {self.blocks} -seed {self.seed}"
+        )
         steps = "-".join(word.strip("{}").replace("(", "").replace(")", "o") for word in words(self.schedule))
         name = f"{self.data}-{self.blocks}-{steps}-{'frozen' if self.frozen else 'free'}-{self.seed}"
         freeze = "blocks" if self.frozen else "none"
