@@ -35,7 +35,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.studies.runs import COLOURS, OPTIONS, Job, Table, markdown
+from tests.studies.runs import COLOURS, DASHES, OPTIONS, Job, Table, markdown
 
 SCHEDULES = {
     1: "[{1}]",
@@ -323,18 +323,19 @@ def draw(study: Study, sets: Sequence[str], path: Path) -> None:
     from matplotlib import pyplot
 
     panels = (
-        ("U, blocks trained", work, False),
+        ("U by operations, blocks trained", work, False),
         ("core-seconds, blocks trained", seconds, False),
-        ("U, blocks frozen", work, True),
+        ("U by operations, blocks frozen", work, True),
     )
     figure, grid = pyplot.subplots(len(sets), 3, figsize=(13, 4.1 * len(sets)), squeeze=False, sharey="row")
     for row, name in zip(grid, sets, strict=True):
         for place, (label, of, frozen) in zip(row, panels, strict=True):
-            for colour, (count, schedule) in zip(COLOURS, SCHEDULES.items(), strict=False):
+            for k, (count, schedule) in enumerate(SCHEDULES.items()):
                 table = study.first(name, schedule, frozen=frozen)
                 x, y = of(DATA[name], table), table["accuracy_validation"]
-                place.plot(x[1:], y[1:], color=colour, linewidth=1.3, marker=".", label=f"{count} level(s)")
-                place.plot(x[-1], y[-1], "o", color=colour, markersize=7)
+                style = {"color": COLOURS[k], "linestyle": DASHES[k % len(DASHES)]}
+                place.plot(x[1:], y[1:], linewidth=1.3, label=f"L = {count}", **style)
+                place.plot(x[-1], y[-1], "o", color=COLOURS[k], markersize=7)
             place.set_xscale("log")
             place.axhline(DATA[name].accuracy, color="0.6", linewidth=0.8, zorder=0)
             place.set_xlabel(label)
