@@ -147,6 +147,10 @@ class FullApproximation(Method):
             return levels.finish(level, point, steps.up)
         if steps.up:
             return levels.finish(level, self._take(solver, level, line, point), steps.up)
+        search = solver.linesearch
+        assert search is not None
+        if self.options.use_coarse_correction_linesearch and search.options.type == "none":
+            return line.at(search.options.damping)  # takes any step, and no value is asked for here
         return line.at(self._length(solver, line))
 
     def _correction(self, solver: SNES, level: int, point: Point, kind: Cycle | None) -> Tensor | None:

@@ -345,9 +345,14 @@ def test_a_batch_ahead_costs_cycles_only(comm, metric):
     steps, n = "-snes_fas_smoothing [(1),{2}] -dm_levels 2", 20 / 37
     options = f"-snes_type fas {steps} {DESCENT} -dm_metric {metric} -snes_fas_batch 20 {MANY}"
     problem, x = network(comm), parameters(network(comm))
-    whole, ahead = (tree(f"{options} -snes_fas_batch_ahead {o} -snes_max_it 3", problem) for o in ("false", "true"))
-    ends = [solver.solve(x) for solver in (whole, ahead)]
-    assert torch.equal(ends[1].x, ends[0].x)
+    whole, ahead, plain = (
+        tree(f"{options} -snes_fas_batch_ahead {o} -snes_max_it 3", problem)
+        for o in ("false", "true", "true -snes_linesearch_type none")
+    )
+    ends = [solver.solve(x) for solver in (whole, ahead, plain)]
+    assert torch.equal(ends[1].x, ends[0].x) and torch.equal(ends[2].x, ends[0].x)
+    assert ahead.work["objectives", "total"] == 3 and plain.work["objectives", "total"] == 0
+    assert plain.work["gradients", "work"] == ahead.work["gradients", "work"]
     half = problem.coarsen(Coarsening("depth"))[0].cost.gradient / problem.cost.gradient
     cycle = n * (2 * half + 2)
     assert ahead.work["gradients", "work"] == pytest.approx(1 + n + 3 * cycle, rel=1e-14)
