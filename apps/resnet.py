@@ -12,8 +12,9 @@ is minimised over all weights by a solver tree. With no options that is L-BFGS o
 Samples are dealt to the ranks. The iterates are the same, to the last bit, on any number of ranks.
 
 The history (run.h5, monitor) has the accuracies on training, validation and test samples, and how far the opening
-layer, the blocks and the classification layer have moved since the start, against their norms there. On the circles the
-outer layers alone reach accuracy 1: a study of the blocks' training stands beside its control, -resnet_freeze blocks.
+layer, the blocks and the classification layer have moved since the start, against their norms there; `measuring` is the
+processor time of both. On the circles the outer layers alone reach accuracy 1: a study of the blocks' training stands
+beside its control, -resnet_freeze blocks.
 
 Things to try
 -------------
@@ -36,6 +37,7 @@ Other data, networks and solvers:
 Levels with half the blocks each: MG/OPT as published, nested iteration, multigrid cycles, recursive trust regions:
 
     python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mgopt.opts      # and resnet_nested, _fas, _rmtr
+    python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mgopt_mnist.opts -data_path mnist
     python -m ml2hpc.apps.resnet -data_set libsvm -data_path australian -resnet_blocks 8
 
 Go on from a file on other numbers of ranks; draw loss, accuracies and movement:

@@ -5,7 +5,8 @@
 Circles, full batch, until all validation samples are right: 1 to 8 levels (Table 1 of the paper), smoothing steps
 (Table 2), and depth. With --mnist, the first again on its digits, in mini-batches of 1000, until 80 % are right: that
 is what the 10,000 digits of the test set alone allow at the published rate, where the paper has 93 %. Beside each run
-stands its control with all residual blocks frozen at their start.
+stands its control with all residual blocks frozen at their start: gradients of blocks are as small as their step in
+time, so that what trains at these rates are the layers that all levels share, and a coarse step is worth a fine one.
 
 A run ends with the cycle that reaches its accuracy. What is counted lies between the first iterate and that one:
 
