@@ -12,8 +12,9 @@ is minimised over all weights by a solver tree. With no options that is L-BFGS o
 Samples are dealt to the ranks. The iterates are the same, to the last bit, on any number of ranks.
 
 The history (run.h5, monitor) has the accuracies on training, validation and test samples, and how far the opening
-layer, the blocks and the classification layer have moved since the start, against their norms there. On the circles the
-outer layers alone reach accuracy 1: a study of the blocks' training stands beside its control, -resnet_freeze blocks.
+layer, the blocks and the classification layer have moved since the start, against their norms there; `measuring` is the
+processor time of both. On the circles the outer layers alone reach accuracy 1: a study of the blocks' training stands
+beside its control, -resnet_freeze blocks.
 
 Things to try
 -------------
@@ -36,6 +37,7 @@ Other data, networks and solvers:
 Levels with half the blocks each: MG/OPT as published, nested iteration, multigrid cycles, recursive trust regions:
 
     python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mgopt.opts      # _nested, _fas, _rmtr, _rmtr_images
+    python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mgopt_mnist.opts -data_path mnist
     python -m ml2hpc.apps.resnet -data_set libsvm -data_path australian -resnet_blocks 8
 
 Go on from a file on other numbers of ranks; draw loss, accuracies and movement:
@@ -47,6 +49,8 @@ Go on from a file on other numbers of ranks; draw loss, accuracies and movement:
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +71,7 @@ from ml2hpc.snes import SNES, Point
 from ml2hpc.vec import Layout
 
 Tree = dict[str, Any]
+Part = Literal["train", "validation", "test"]
 
 # Of what trains these networks at one level, the least work to accuracy 1 on the circles.
 TREE: Tree = {"snes_type": "qn", "snes_qn_type": "lbfgs", "snes_max_it": 100}
@@ -100,6 +105,10 @@ class TrainingOptions:
         "iterations between two accuracies in the history, which cost about half a gradient; 0 is at the end only",
         at_least=0,
     )
+    # All that a plot shows; where training takes batches, its whole set costs more than a step.
+    accuracy_parts: tuple[Part, ...] = option(
+        ("train", "validation", "test"), "parts of the data whose accuracies the history holds; at the end all are told"
+    )
     stop_accuracy: float = option(
         float("inf"), "end the solve when this share of the validation samples is classified correctly", above=0.0
     )
@@ -131,8 +140,12 @@ class Options:
             raise OptionsError("-resnet_engine compiled: it computes on the CPU; with -device cuda use torch")
         if training.engine == "compiled" and network.layers == "conv":
             raise OptionsError("-resnet_layers conv: the compiled engine has no convolutions; add -resnet_engine torch")
-        if training.stop_accuracy <= 1 and (data.validation == 0 or not training.accuracy_interval):
-            raise OptionsError("-resnet_stop_accuracy needs validation samples and -resnet_accuracy_interval above 0")
+        measured = training.accuracy_interval > 0 and "validation" in training.accuracy_parts
+        if training.stop_accuracy <= 1 and (data.validation == 0 or not measured):
+            raise OptionsError(
+                "-resnet_stop_accuracy needs validation samples, -resnet_accuracy_interval above 0 and validation in "
+                "-resnet_accuracy_parts"
+            )
         return cls(training, network, data)
 
 
@@ -177,16 +190,24 @@ class Progress:
         return self._problem.embed(x) if isinstance(self._problem, Restriction) else x
 
     def columns(self, x: Tensor, due: bool) -> dict[str, float]:
-        """Return what the history holds of the parameters x, shape (n,). Collective if it is due."""
-        accuracies = self.accuracies(x) if due else {}
+        """Return what the history holds of the parameters x, shape (n,). Collective if it is due.
+
+        `measuring` is the processor time that these columns took: no part of the training.
+        """
+        started = time.process_time()
+        parts = self._training.options.training.accuracy_parts
+        accuracies = self.accuracies(x, parts) if due else {}
         self.validation = accuracies.get("validation", (0.0, float("nan")))[1]
         found = {f"accuracy_{name}": accuracies.get(name, (0.0, float("nan")))[1] for name in self._parts}
-        return found | self.movements(x)
+        found |= self.movements(x)
+        return found | {"measuring": time.process_time() - started}
 
-    def accuracies(self, x: Tensor) -> dict[str, tuple[float, float]]:
-        """Return the mean loss and the accuracy on each part of the data. Collective."""
+    def accuracies(
+        self, x: Tensor, parts: Sequence[str] = ("train", "validation", "test")
+    ) -> dict[str, tuple[float, float]]:
+        """Return the mean loss and the accuracy on parts of the data. Collective."""
         whole = self.whole(x)
-        return {name: problem.loss_and_accuracy(whole) for name, problem in self._parts.items()}
+        return {name: problem.loss_and_accuracy(whole) for name, problem in self._parts.items() if name in parts}
 
     def movements(self, x: Tensor) -> dict[str, float]:
         """Return |theta - theta_0| / |theta_0| for opening, blocks and classification. Not collective."""

@@ -98,6 +98,7 @@ class Line:
         self.slope = -space.dot(g, y)
         self._gradients: dict[float, tuple[float, Tensor]] = {0.0: (f, g)}
         self.seen_finite = False  # whether all that was asked for was a number at any trial
+        self.eager = False  # whether the next value is to bring its gradient: where the first trial is most often taken
 
     def at(self, step: float) -> Tensor:
         """Return x - step y. Not collective."""
@@ -105,6 +106,9 @@ class Line:
 
     def value(self, step: float) -> float:
         """Return phi(step). Collective."""
+        if self.eager:
+            self.eager = False
+            self.gradient(step)
         known = self._gradients.get(step)
         value = self._value(self.at(step)) if known is None else known[0]
         if not math.isfinite(value):

@@ -12,7 +12,7 @@ bits on any number of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -118,25 +118,54 @@ class ResNetModel:
 
     def coarsen(self, factor: int) -> ResNetModel:
         """Return the model with fewer blocks, its regularisation scaled. Not collective."""
-        return replace(self, architecture=self.architecture.coarsen(factor), scaling=factor * self.scaling)
+        if factor not in self._coarser:
+            architecture = self.architecture.coarsen(factor)
+            self._coarser[factor] = replace(self, architecture=architecture, scaling=factor * self.scaling)
+        return self._coarser[factor]
+
+    @cached_property
+    def _coarser(self) -> dict[int, ResNetModel]:
+        """Coarse models, made once: with mini-batches, hierarchies are made anew in every iteration."""
+        return {}
+
+
+class _Deal:
+    """Samples cut into chunks and dealt to the ranks, each chunk made ready for engines once.
+
+    That depends on no layer: all levels of a network, and all blocks of its layers, share it. Not collective.
+    """
+
+    def __init__(self, comm: Communicator, chunk: int, samples: Samples) -> None:
+        n = len(samples)
+        pieces = math.ceil(n / chunk)
+        self._cuts = [slice(k * n // pieces, (k + 1) * n // pieces) for k in range(pieces)]
+        self._samples = samples
+        self._comm = comm
+        self._batches: dict[int, Batch] = {}
+
+    def sum(self) -> TreeSum:
+        """Return a new sum over the chunks."""
+        return TreeSum(self._comm, [float(s.stop - s.start) for s in self._cuts])
+
+    def batches(self, parts: Sequence[int], engine: Propagation, device: torch.device) -> dict[int, Batch]:
+        """Return chunks for an engine, which may keep what enters its window with them."""
+        for i in parts:
+            if i not in self._batches:
+                part = self._samples.part(self._cuts[i])
+                x, labels = part.x.to(device), part.labels.to(device)
+                self._batches[i] = engine.batch(x, labels, 1.0 / len(self._samples))
+        return {i: replace(self._batches[i]) for i in parts}
 
 
 class _Evaluation:
     """Sums over chunks of samples for one window of layers. Collective calls only, except where said."""
 
-    def __init__(self, comm: Communicator, model: ResNetModel, samples: Samples, first: int, last: int) -> None:
-        n = len(samples)
-        pieces = math.ceil(n / model.chunk)
-        cuts = [slice(k * n // pieces, (k + 1) * n // pieces) for k in range(pieces)]
+    def __init__(self, model: ResNetModel, deal: _Deal, first: int, last: int) -> None:
         self.engine = model.engine(first, last)
         self.window = self.engine.window
         self._model = model
-        self._sum = TreeSum(comm, [float(s.stop - s.start) for s in cuts])
-        parts = {i: samples.part(cuts[i]) for i in self._sum.parts}
-        self._batches: dict[int, Batch] = {
-            i: self.engine.batch(part.x.to(model.device), part.labels.to(model.device), 1.0 / n)
-            for i, part in parts.items()
-        }
+        self._sum = deal.sum()
+        self._batches = deal.batches(self._sum.parts, self.engine, model.device)
 
     def freeze(self, parameters: Tensor) -> None:
         """Take the layers below the window as fixed. Not collective."""
@@ -220,9 +249,11 @@ class ResNetProblem(Problem):
         The ranks that share the samples. Collective.
     samples
         At least one, on every rank.
+    deal
+        The same samples, as another level has dealt them.
     """
 
-    def __init__(self, comm: Communicator, model: ResNetModel, data: Samples) -> None:
+    def __init__(self, comm: Communicator, model: ResNetModel, data: Samples, *, deal: _Deal | None = None) -> None:
         assert len(data) > 0, "an empty sample"
         self.comm = comm
         self.model = model
@@ -231,10 +262,11 @@ class ResNetProblem(Problem):
         self.samples = len(data)
         self.layers = model.architecture.layer_slices
         self.tensors = model.architecture.tensor_slices
+        self.deal = deal or _Deal(comm, model.chunk, data)
 
     @cached_property
     def _evaluation(self) -> _Evaluation:
-        return _Evaluation(self.comm, self.model, self.data, 0, len(self.layers))
+        return _Evaluation(self.model, self.deal, 0, len(self.layers))
 
     @cached_property
     def cost(self) -> Cost:
@@ -308,7 +340,8 @@ class ResNetProblem(Problem):
         if how.kind not in ("depth", "width"):
             return super().coarsen(how)
         model = self.model.coarsen(how.factor) if how.kind == "depth" else self.model.narrow(how.factor)
-        return ResNetProblem(self.comm, model, self.data), self._transfer(how, model.architecture)
+        coarse = ResNetProblem(self.comm, model, self.data, deal=self.deal)
+        return coarse, self._transfer(how, model.architecture)
 
     def _transfer(self, how: Coarsening, coarse: Architecture) -> Transfer:
         fine, space = self.model.architecture, self.space
@@ -334,7 +367,7 @@ class ResNetRestriction(Restriction):
 
     def __init__(self, parent: ResNetProblem, block: Block) -> None:
         super().__init__(parent, block)
-        self._evaluation = _Evaluation(parent.comm, parent.model, parent.data, *parent.window(block))
+        self._evaluation = _Evaluation(parent.model, parent.deal, *parent.window(block))
         indices, shift = block.indices, self._evaluation.window.start
         self._inside = (
             slice(indices.start - shift, indices.stop - shift) if isinstance(indices, slice) else indices - shift

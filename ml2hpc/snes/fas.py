@@ -18,12 +18,12 @@ first thing to try on a deep network.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
-from ml2hpc.errors import UnsupportedError
+from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.linesearch import Line
 from ml2hpc.options import option
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
@@ -65,6 +65,12 @@ class FullApproximation(Method):
         # On levels of samples the curvature is nearly the same, and coarse steps learn it for a share of the price.
         share: bool = option(False, "let all levels learn one quasi-Newton matrix together (qn, on samples)")
         damping: float = option(1.0, "factor of coarse corrections without a search", above=0.0)
+        # Off, since what searches and preconditioners compare is L.
+        batch_ahead: bool = option(
+            False,
+            "with batches, show L over the next one, whose gradient is needed anyway, instead of one more evaluation "
+            "over all samples",
+        )
 
     name = "fas"
     title = "Full approximation scheme (fas)"
@@ -77,8 +83,14 @@ class FullApproximation(Method):
         self._levels = LevelSolvers(solver, "fas", o, {"snes_type": "qn"}, {})
         self._nested = o.type in ("full", "kaskade", "nested")  # still to be done
         self._failures = 0  # iterations in a row that failed
+        self._ahead: Point | None = None  # the iterate on the finest level, over the batch that has been drawn for it
 
     def set_up(self, solver: SNES) -> None:
+        if self.options.batch_ahead and (solver.is_inner or not self.options.batch):
+            raise OptionsError(
+                f"-{solver.prefix}snes_fas_batch_ahead: needs -{solver.prefix}snes_fas_batch, and is for the outermost "
+                f"solver, whose iterates are not compared with L over all samples"
+            )
         self._levels.set_up(solver)
         coarse, *others = self._levels.children
         for child in others if self.options.share else []:
@@ -91,22 +103,34 @@ class FullApproximation(Method):
 
     def rebind(self, solver: SNES) -> None:
         self._levels.rebind(solver)
+        self._ahead = None
+
+    def begin(self, solver: SNES) -> None:
+        self._ahead = None
 
     def step(self, solver: SNES, point: Point) -> Step:
         levels, before = self._levels, self._levels.work
-        start = levels.open(solver, point)
+        start = self._ahead or levels.open(solver, point)
+        self._ahead = None
         end = self._nest(solver, start) if self._nested else start
         if end is start and start.finite:
-            end = {"additive": self._add, "nested": self._smooth}.get(self.options.type, self._cycle)(
-                solver, levels.finest, start
-            )
+            end = self._once(solver, start)
         moved = solver.problem.space.norm(end.x - start.x) > 0.0
-        new = levels.close(solver, end) if moved else point
+        close = self._close_ahead if self.options.batch_ahead else levels.close
+        new = close(solver, end) if moved else point
         solver.work.counts += levels.work.counts - before.counts
         self._failures = 0 if moved else self._failures + 1
         if not new.finite:
             return Step.broken(point, "after the cycle")
         return Step(new) if moved else Step(point, "no level lowers the objective")
+
+    def _close_ahead(self, solver: SNES, point: Point) -> Point:
+        """Draw the next batch; return the end of an iteration as a point of the solver, L over that. Collective."""
+        levels = self._levels
+        self._drawn_from = levels.draws
+        self._ahead = levels.open(solver, levels.at(point))
+        new = levels.at(self._ahead)
+        return solver.point(new.x, new.f, new.g)
 
     def _steps(self, level: int) -> Steps:
         steps = self._levels.steps[level]
@@ -114,6 +138,17 @@ class FullApproximation(Method):
         return Steps(0, steps.up or steps.down) if upwards and level else steps
 
     # Cycles. -----------------------------------------------------------------------------------------------------
+
+    def _once(self, solver: SNES, start: Point) -> Point:
+        """Make the iteration's cycle; return its end. Collective."""
+        o, finest = self.options, self._levels.finest
+        if o.type == "additive":
+            return self._add(solver, finest, start)
+        if o.type == "nested":
+            return self._smooth(solver, finest, start)
+        if o.batch:  # nobody asks for this batch's L at the end: only x is what it says
+            return replace(start, x=self._last(solver, finest, start, o.cycles))
+        return self._cycle(solver, finest, start)
 
     def _cycle(self, solver: SNES, level: int, point: Point, kind: Cycle | None = None) -> Point:
         """Make a cycle on H_l from a point; return a point that is not above it. Collective."""
@@ -127,7 +162,7 @@ class FullApproximation(Method):
         return levels.smooth(level, point, steps.up)
 
     def _last(self, solver: SNES, level: int, point: Point, kind: Cycle) -> Tensor:
-        """Make the same cycle on a coarse level; return where it ends, without a gradient there. Collective."""
+        """Make the same cycle; return where it ends, without a gradient there. Collective."""
         levels, steps = self._levels, self._steps(level)
         if level == 0:
             return levels.finish(0, point, steps.down)
@@ -137,6 +172,10 @@ class FullApproximation(Method):
             return levels.finish(level, point, steps.up)
         if steps.up:
             return levels.finish(level, self._take(solver, level, line, point), steps.up)
+        search = solver.linesearch
+        assert search is not None
+        if self.options.use_coarse_correction_linesearch and search.options.type == "none":
+            return line.at(search.options.damping)  # takes any step, and no value is asked for here
         return line.at(self._length(solver, line))
 
     def _correction(self, solver: SNES, level: int, point: Point, kind: Cycle | None) -> Tensor | None:
@@ -177,6 +216,7 @@ class FullApproximation(Method):
 
     def _take(self, solver: SNES, level: int, line: Line, point: Point) -> Point:
         """Return the point that the search along a line finds, the old one if H_l rises. Collective."""
+        line.eager = True  # a full step, most often taken: one evaluation instead of a value and then both
         step = self._length(solver, line)
         if step == 0.0:
             return point
@@ -241,7 +281,9 @@ class FullApproximation(Method):
         return self._levels.forget() and self._failures < 2
 
     def state(self, solver: SNES) -> Tree:
-        return {**self._levels.state(), "nested": self._nested, "failures": self._failures}
+        tree = {**self._levels.state(), "nested": self._nested, "failures": self._failures}
+        # The batch ahead is drawn again after a restart.
+        return tree if self._ahead is None else {**tree, "generator": self._drawn_from}
 
     def load(self, solver: SNES, state: Tree) -> None:
         self._levels.load(state)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ml2hpc import dm
@@ -206,17 +207,16 @@ class LevelSolvers:
             child.rebind(problem, self._unit)
         return child
 
-    def at(self, solver: SNES, point: Point) -> Point:
-        """Return the end of an iteration in the solver's units, with L of the levels. Not collective."""
+    def at(self, point: Point) -> Point:
+        """Return a point of the finest level in the units of the solver, with L of the levels. Not collective."""
         scale = self.levels[self.finest].scale
         x, g = (point.x, point.g) if scale is None else (point.x / scale, point.g * scale)
         return Point(x, point.f, g, g)
 
     def close(self, solver: SNES, point: Point) -> Point:
         """Return the end of an iteration as a point of the solver. Collective if it saw a batch."""
-        end = self.at(solver, point)
-        found = solver.gradient(end.x) if self._sampled else (end.f, end.g)
-        return solver.point(end.x, *found)
+        end = self.at(point)
+        return solver.point(end.x, *(solver.gradient(end.x) if self._sampled else (end.f, end.g)))
 
     def evaluated(self, level: int, x: Tensor) -> Point:
         """Return a point of the level's problem, evaluated. Collective."""
@@ -283,6 +283,11 @@ class LevelSolvers:
         found.sequential([child.work for child in self.children])
         return found
 
+    @property
+    def draws(self) -> NDArray[np.uint8]:
+        """The state of the generator that draws batches. Not collective."""
+        return self._generator.get_state().numpy()
+
     def forget(self) -> bool:
         """Reset the memories of all levels; return whether there was any. Not collective."""
         had = [child.forget() for child in self.children]
@@ -291,7 +296,7 @@ class LevelSolvers:
     def state(self) -> Tree:
         """Return the states of all levels, complete on rank 0. Collective."""
         tree: Tree = {f"level_{k}": child.state() for k, child in enumerate(self.children)}
-        tree["generator"] = self._generator.get_state().numpy()
+        tree["generator"] = self.draws
         tree["corrections"] = np.array([self.rejected, self.tried])
         return tree
 

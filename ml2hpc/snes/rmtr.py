@@ -160,7 +160,7 @@ class RecursiveTrustRegion(Method):
             if not start.finite:
                 break
             predicted += (start.f - end.f) / parts
-            new = self._levels.at(solver, end)
+            new = self._levels.at(end)
         new = solver.point(new.x, *solver.gradient(new.x))
         decrease = point.f - new.f if new.finite else -math.inf
         if not (predicted > 0.0 and decrease > self.options.batch_threshold * predicted):

@@ -72,6 +72,8 @@ def test_history_and_results(runs: Path) -> None:
     for part in ("train", "validation", "test"):
         assert table[f"accuracy_{part}"][-1] == tree["results"][part]["accuracy"]
         assert (np.diff(table[f"accuracy_{part}"]) != 0).any()
+    assert (table["measuring"] > 0).all()
+    assert (table["measuring"][1:] < np.diff(table["cpu_seconds"])).all()
     train = tree["results"]["train"]
     theta = parameters(runs / "straight.h5")
     assert table["objective"][-1] == pytest.approx(train["loss"] + 0.5e-4 * theta @ theta, rel=1e-13)
@@ -82,6 +84,14 @@ def test_history_and_results(runs: Path) -> None:
         assert table[f"movement_{name}"][-1] == pytest.approx(moved, rel=1e-12)
         assert table[f"movement_{name}"][0] == 0.0
     assert tree["solution"]["p"].shape == (101, 101) and 0 <= tree["solution"]["p"].min() < 0.5
+
+
+def test_accuracies_of_some_parts_cost_no_others(tmp_path: Path) -> None:
+    out = succeed(tmp_path, 1, "-snes_max_it 3 -resnet_accuracy_parts validation")
+    table = history(tmp_path / "run.h5")
+    assert np.isfinite(table["accuracy_validation"]).all()
+    assert np.isnan(table["accuracy_train"]).all() and np.isnan(table["accuracy_test"]).all()
+    assert re.search(r"train .*validation .*test .*%", out)
 
 
 def parameters_at_start(folder: Path) -> np.ndarray:
@@ -175,6 +185,7 @@ def test_multilevel_trees_have_the_same_bits_on_any_ranks_and_after_a_restart(tm
         ("-resnet_layers conv", "add -resnet_engine torch"),
         ("-resnet_layers conv -resnet_engine torch", r"samples have shape \(2,\)"),
         ("-resnet_stop_accuracy 1 -data_validation 0", "needs validation samples"),
+        ("-resnet_stop_accuracy 1 -resnet_accuracy_parts test", "and validation in -resnet_accuracy_parts"),
         ("-resnet_bloks 3", "-resnet_bloks.*-resnet_blocks"),
         ("-resnet_blocks 0", "-resnet_blocks"),
     ],

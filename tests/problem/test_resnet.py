@@ -292,6 +292,19 @@ def test_a_sample_is_the_mean_over_its_rows() -> None:
     assert sample.cost.gradient == pytest.approx(14 / 41 * problem.cost.gradient)
 
 
+def test_levels_and_blocks_share_their_samples() -> None:
+    """Made ready once; what enters the window of a block is its own."""
+    problem, x = resnet(Architecture((2,), 2, blocks=4, width=3))
+    coarse = problem.coarsen(Coarsening("depth"))[0]
+    block = problem.restrict(Block(problem.layers[2], "second block"))
+    assert isinstance(coarse, ResNetProblem)
+    block.rebase(x)
+    fine, of_coarse, of_block = (p._evaluation._batches[0] for p in (problem, coarse, block))
+    assert fine.x is of_coarse.x is of_block.x and fine.targets is of_coarse.targets
+    assert fine.below is None and of_coarse.below is None and of_block.below is not None
+    assert problem.model.coarsen(2) is coarse.model
+
+
 def test_accuracy_counts_ties_as_mistakes() -> None:
     z = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
     targets = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])

@@ -94,6 +94,7 @@ def test_the_work_of_a_cycle_is_the_published_formula(comm, steps, work):
     assert solver.iteration == 3, solver.failure
     # The gradient at the start is no part of a cycle.
     assert solver.work["gradients", "work"] == 1.0 + 3 * work
+    assert solver.work["objectives", "total"] == 0.0  # a full correction is tried with the gradient that follows it
     assert isinstance(solver.method, FullApproximation)
     of_levels = [level.problem for level in solver.method._levels.levels.levels]
     assert (
@@ -308,6 +309,7 @@ RUNS = {
     "few ranks": "-dm_coarse_ranks 1,1",
     "batches": "-snes_fas_batch 20 -snes_fas_seed 3",
     "nested": "-snes_fas_type nested -dm_metric function",
+    "batches ahead": "-snes_fas_batch 20 -snes_fas_batch_ahead true",
     "samples too": "-dm_hierarchy depth,samples -snes_fas_type full",
 }
 
@@ -365,10 +367,44 @@ def test_a_batch_sees_its_samples_only(comm):
     torch.testing.assert_close(ends[0], expected, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("kind", ["fas", "rmtr"])
-def test_restarted_batches_are_those_of_the_straight_run(comm, kind):
+@pytest.mark.parametrize("metric", ["euclidean", "function"])
+def test_a_batch_ahead_costs_cycles_only(comm, metric):
+    """The iterates are the same, with L over the next batch; a cycle of gradient descent costs its formula."""
+    steps, n = "-snes_fas_smoothing [(1),{2}] -dm_levels 2", 20 / 37
+    options = f"-snes_type fas {steps} {DESCENT} -dm_metric {metric} -snes_fas_batch 20 {MANY}"
     problem, x = network(comm), parameters(network(comm))
-    options = f"-snes_type {kind} -snes_{kind}_batch 20 -snes_max_it"
+    whole, ahead, plain = (
+        tree(f"{options} -snes_fas_batch_ahead {o} -snes_max_it 3", problem)
+        for o in ("false", "true", "true -snes_linesearch_type none")
+    )
+    ends = [solver.solve(x) for solver in (whole, ahead, plain)]
+    assert torch.equal(ends[1].x, ends[0].x) and torch.equal(ends[2].x, ends[0].x)
+    assert ahead.work["objectives", "total"] == 3 and plain.work["objectives", "total"] == 0
+    assert plain.work["gradients", "work"] == ahead.work["gradients", "work"]
+    half = problem.coarsen(Coarsening("depth"))[0].cost.gradient / problem.cost.gradient
+    cycle = n * (2 * half + 2)
+    assert ahead.work["gradients", "work"] == pytest.approx(1 + n + 3 * cycle, rel=1e-14)
+    assert whole.work["gradients", "work"] == pytest.approx(1 + 3 * (cycle + 1), rel=1e-14)
+    assert isinstance(ahead.method, FullApproximation)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        rows = torch.randperm(37, generator=generator)[:20].sort().values
+    assert problem.sample(rows).objective(ends[1].x) == pytest.approx(ends[1].f, rel=1e-13)
+
+
+def test_a_batch_ahead_is_for_the_outermost_solver(comm):
+    for options in ("-snes_fas_batch_ahead true", "-snes_type qn -npc_snes_type fas -npc_snes_fas_batch_ahead true"):
+        given = f"-snes_type fas {options} -npc_snes_fas_batch 20" if "npc" in options else f"-snes_type fas {options}"
+        with pytest.raises(OptionsError, match="snes_fas_batch_ahead: needs"):
+            tree(given, network(comm))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("fas", ""), ("rmtr", ""), ("fas", "-snes_fas_batch_ahead true -dm_metric function")]
+)
+def test_restarted_batches_are_those_of_the_straight_run(comm, kind, more):
+    problem, x = network(comm), parameters(network(comm))
+    options = f"-snes_type {kind} -snes_{kind}_batch 20 {more} -snes_max_it"
     straight = tree(f"{options} 4", problem)
     expected = straight.solve(x)
     first = tree(f"{options} 2", problem)

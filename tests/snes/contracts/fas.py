@@ -35,4 +35,5 @@ CHANGES: dict[str, tuple[str, str]] = {
     "share": (SAMPLED, "true"),
     "batch": (FAS, "6"),
     "seed": (f"{FAS} -snes_fas_batch 6", "1"),
+    "batch_ahead": (f"{FAS} -snes_fas_batch 6 -snes_rtol 0.1", "true"),
 }
