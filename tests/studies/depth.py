@@ -168,8 +168,13 @@ def verdict(medians: dict[str, list[float]]) -> str:
             if not many or not trees:
                 continue
             (ours, us), (theirs, them) = (min((medians[t][k], t) for t in of) for of in (many, trees))
-            pair = f"- {what}: {TREES[us][0]} {ours:.2f} s, {TREES[them][0]}, the best of {name}, {theirs:.2f} s"
-            said.append(f"{pair}: {theirs / ours:.1f} times faster" if np.isfinite([ours, theirs]).all() else pair)
+            if not np.isfinite(ours):
+                said.append(f"- {what}: no tree of many levels gets there")
+            elif not np.isfinite(theirs):
+                said.append(f"- {what}: {TREES[us][0]} {ours:.2f} s; none of {name} gets there")
+            else:
+                pair = f"{TREES[us][0]} {ours:.2f} s; {TREES[them][0]}, the best of {name}, {theirs:.2f} s"
+                said.append(f"- {what}: {pair}: {theirs / ours:.1f} times")
     return "\n".join(said)
 
 
@@ -180,7 +185,7 @@ def draw(everything: dict[tuple[str, int], dict[str, dict[int, Table]]], path: P
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, places = pyplot.subplots(1, len(everything), figsize=(5 * len(everything), 5), squeeze=False)
+    figure, places = pyplot.subplots(1, len(everything), figsize=(3 + 4.2 * len(everything), 4.8), squeeze=False)
     for place, ((problem, blocks), found) in zip(places[0], everything.items(), strict=True):
         for k, (tree, tables) in enumerate(found.items()):
             table = next(iter(tables.values()))
@@ -190,8 +195,9 @@ def draw(everything: dict[tuple[str, int], dict[str, dict[int, Table]]], path: P
         place.set_xlabel("core-seconds")
         place.grid(alpha=0.25)
     places[0][0].set_ylabel("loss")
-    places[0][-1].legend(fontsize=6)
-    figure.tight_layout()
+    handles, labels = places[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="center right", fontsize=7, frameon=False, handlelength=3.5)
+    figure.tight_layout(rect=(0, 0, 1 - 2.8 / figure.get_figwidth(), 1))
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
