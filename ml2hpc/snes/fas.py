@@ -2,7 +2,8 @@
 
     smooth H_l;   x_{l-1} <- argmin H_{l-1}, roughly, from P x_l;   x_l <- x_l + lambda I (x_{l-1} - P x_l);   smooth
 
-lambda is chosen by a line search, so that a cycle never raises L. With one level it is the coarsest level's solver.
+lambda is chosen by a line search, so that a cycle never raises L; on a mini-batch what it does last is not judged. With
+one level it is the coarsest level's solver.
 
     multiplicative   the cycle above
     additive         smoothing and coarse correction from the same point, added by the line search
@@ -86,7 +87,7 @@ class FullApproximation(Method):
         self._ahead: Point | None = None  # the iterate on the finest level, over the batch that has been drawn for it
 
     def set_up(self, solver: SNES) -> None:
-        if self.options.batch_ahead and (solver.is_inner or not self.options.batch):
+        if self.options.batch_ahead and (solver.is_inner or solver.level > 0 or not self.options.batch):
             raise OptionsError(
                 f"-{solver.prefix}snes_fas_batch_ahead: needs -{solver.prefix}snes_fas_batch, and is for the outermost "
                 f"solver, whose iterates are not compared with L over all samples"
@@ -146,7 +147,7 @@ class FullApproximation(Method):
             return self._add(solver, finest, start)
         if o.type == "nested":
             return self._smooth(solver, finest, start)
-        if o.batch:  # nobody asks for this batch's L at the end: only x is what it says
+        if 0 < o.batch < solver.problem.samples:  # nobody asks for this batch's L at the end
             return replace(start, x=self._last(solver, finest, start, o.cycles))
         return self._cycle(solver, finest, start)
 
@@ -250,6 +251,8 @@ class FullApproximation(Method):
         """Solve on the coarsest level, then on the next finer one, and so on; return what is below L. Collective."""
         levels = self._levels
         self._nested = False
+        if levels.finest == 0:
+            return point
         x = point.x
         for level in range(levels.finest, 0, -1):
             x = levels.levels.transfer(level - 1).project(x)
@@ -272,6 +275,8 @@ class FullApproximation(Method):
         return here if here.f < point.f else point
 
     def learner(self) -> Method:
+        if self._levels.levels[self._levels.finest].scale is not None:
+            return self  # what is learnt there is of other unknowns
         return self._levels.children[-1].method.learner()
 
     # State and views. --------------------------------------------------------------------------------------------
@@ -293,11 +298,16 @@ class FullApproximation(Method):
         return self._levels.inner()
 
     def brief(self) -> str:
-        return f"fas({self.options.type}, {self._levels.brief()})"
+        one = ", one matrix" if self.options.share else ""
+        return f"fas({self.options.type}, {self._levels.brief()}{one})"
 
     def view(self) -> list[str]:
         o = self.options
         name = {"1": "V", "2": "W", "f": "F"}[o.cycles]
         how = "line search" if o.use_coarse_correction_linesearch else f"damping={o.damping:g}"
-        one = ", one matrix for all levels" if o.share else ""
-        return [f"type is {o.type.upper()}, {name}-cycles, coarse corrections by {how}{one}", *self._levels.view()]
+        line = f"type is {o.type.upper()}"
+        if o.type != "nested":
+            line += f", {name}-cycles, coarse corrections by {how}"
+        line += ", one matrix for all levels" if o.share else ""
+        line += f", batches of {o.batch} samples" if o.batch else ""
+        return [line, *self._levels.view()]

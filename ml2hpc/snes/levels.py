@@ -321,10 +321,9 @@ class LevelSolvers:
     def view(self) -> list[str]:
         """Return lines for -snes_view. Not collective."""
         steps = ", ".join(f"{s.down}/{s.up}" for s in self.steps[:0:-1])
-        batch = f", batches of {self._o.batch} samples" if self._o.batch else ""
         return [
             *self.levels.view(self._unit),
-            f"steps down/up, the finest first: {steps or 'none'}; {self.steps[0].down} on the coarsest level{batch}",
+            f"steps down/up, the finest first: {steps or 'none'}; {self.steps[0].down} on the coarsest level",
             f"coarse corrections refused: {self.rejected} of {self.tried}",
         ]
 

@@ -75,9 +75,10 @@ class QuasiNewton(DirectionMethod):
             if o.type == "lbfgs"
             else DenseInverse(problem.space, problem.comm, o.type, self._parts, o.curvature, kernels.load())
         )
-        self._of = (problem.space.n, problem.space.n_local, problem.comm.size)
+        self._of = (problem.space.n, problem.space.n_local, problem.comm.size, solver.side == "left")
         self._borrows = False  # the inverse of another solver, whose state holds it
-        if o.share and (solver.npc is None or not self.share(solver.npc.method.learner())):
+        npc = solver.npc if solver.side == "right" else None
+        if o.share and (npc is None or not self.share(npc.method.learner())):
             raise OptionsError(
                 f"-{solver.prefix}snes_qn_share: there is no right NPC that learns the same matrix; use it with "
                 f"-{solver.prefix}npc_snes_type qn, or fas of qn on samples, with the same -snes_qn_type"
@@ -122,7 +123,7 @@ class QuasiNewton(DirectionMethod):
             solver.linesearch.forget()
 
     def reset(self) -> bool:
-        had = self._accepted > 0
+        had = self._accepted > 0 or (self._borrows and self.inverse.pairs > 0)
         self.inverse.reset()
         self._velocity, self._learnt, self._accepted = None, None, 0
         return had
@@ -211,7 +212,7 @@ class QuasiNewton(DirectionMethod):
     def brief(self) -> str:
         o = self.options
         detail = f" {o.m}" if o.type == "lbfgs" else f", {o.blocks}" if o.blocks != "none" else ""
-        return f"qn({o.type}{detail})"
+        return f"qn({o.type}{detail}{', shared' if o.share else ''})"
 
     def view(self) -> list[str]:
         o = self.options

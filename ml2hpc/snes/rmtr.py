@@ -244,11 +244,12 @@ class RecursiveTrustRegion(Method):
         return self._levels.forget() and self._failures < 2
 
     def state(self, solver: SNES) -> Tree:
-        return {**self._levels.state(), "failures": self._failures, "parts": self._parts}
+        return {**self._levels.state(), "failures": self._failures, "parts": self._parts, "batch": self.options.batch}
 
     def load(self, solver: SNES, state: Tree) -> None:
         self._levels.load(state)
-        self._failures, self._parts = int(state["failures"]), int(state["parts"])
+        self._failures = int(state["failures"])
+        self._parts = int(state["parts"]) if int(state["batch"]) == self.options.batch else 0
 
     def inner(self) -> list[tuple[str, SNES]]:
         return self._levels.inner()

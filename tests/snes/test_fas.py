@@ -397,6 +397,29 @@ def test_a_batch_ahead_is_for_the_outermost_solver(comm):
         given = f"-snes_type fas {options} -npc_snes_fas_batch 20" if "npc" in options else f"-snes_type fas {options}"
         with pytest.raises(OptionsError, match="snes_fas_batch_ahead: needs"):
             tree(given, network(comm))
+    below = "-sub_snes_type fas -sub_dm_hierarchy samples -sub_snes_fas_batch 20 -sub_snes_fas_batch_ahead true"
+    with pytest.raises(OptionsError, match="sub_0_snes_fas_batch_ahead: needs"):
+        tree(f"-snes_type nasm -dm_subdomains 2 {below}", curved(comm)).solve(torch.zeros(6, dtype=torch.float64))
+
+
+def test_a_cycle_on_a_batch_of_all_samples_raises_no_loss(comm):
+    """Steps of gradient descent that are far too long, after everything else."""
+    levels = "-fas_{0}_snes_type nrichardson -fas_{0}_snes_linesearch_type none -fas_{0}_snes_linesearch_damping 5"
+    smoothing = f"{levels.format('levels')} {levels.format('coarse')} -snes_fas_smoothdown 0 -snes_fas_smoothup 1"
+    options = f"-snes_type fas -dm_hierarchy samples -dm_levels 2 -snes_fas_batch 12 {smoothing} -snes_max_it 4"
+    problem = least_squares(world(comm))
+    x = torch.linspace(-1, 2, 6, dtype=torch.float64)
+    assert tree(options, problem).solve(x).f <= problem.objective(x)
+
+
+@pytest.mark.parametrize("kind", ["full", "kaskade", "nested"])
+def test_nested_iteration_of_one_level_costs_nothing(comm, kind):
+    works = []
+    for name in (kind, "multiplicative"):
+        solver = tree(f"-snes_type fas -snes_fas_type {name} -dm_hierarchy samples -dm_levels 1", curved(comm))
+        solver.solve(torch.linspace(-1, 2, 6, dtype=torch.float64))
+        works.append(solver.work["gradients", "total"])
+    assert works[0] == works[1] > 1
 
 
 @pytest.mark.parametrize(
@@ -461,6 +484,18 @@ def curved(comm, samples: int = 48) -> Analytic:
     return Analytic(world(comm), f, 6, data)
 
 
+def test_who_gives_up_a_shared_matrix_says_so(comm):
+    """The preconditioner has filled it before the outer solver's own first step."""
+    options = "-snes_type qn -snes_qn_share -npc_snes_type qn -npc_snes_max_it 3 -snes_linesearch_type bt"
+    solver = tree(f"{options} -snes_max_it 1", curved(comm))
+    solver.solve(torch.linspace(-1, 2, 6, dtype=torch.float64))
+    outer = solver.method
+    assert isinstance(outer, QuasiNewton)
+    outer._accepted = 0
+    assert outer.inverse.pairs > 0 and outer.reset() and outer.inverse.pairs == 0 and not outer.reset()
+    assert "shared" in outer.brief()
+
+
 def test_levels_with_one_matrix_learn_together(comm):
     """All levels hold the same object, which takes the pairs of all of them."""
     problem = curved(comm)
@@ -511,10 +546,19 @@ def test_an_outer_solver_goes_on_with_the_matrix_of_its_preconditioner(comm):
     assert falls["true"] < 1e-14 < 1e-2 < falls["false"]
 
 
-@pytest.mark.parametrize("npc", ["", "-npc_snes_type ncg", "-npc_snes_type qn -npc_snes_qn_m 3"])
+@pytest.mark.parametrize(
+    "npc",
+    [
+        "",
+        "-npc_snes_type ncg",
+        "-npc_snes_type qn -npc_snes_qn_m 3",
+        "-npc_snes_type qn -snes_npc_side left",  # pairs of another residual
+        "-npc_snes_type fas -npc_dm_hierarchy samples -npc_dm_metric function",  # of other unknowns
+    ],
+)
 def test_a_matrix_of_no_preconditioner_is_refused(comm, npc):
     with pytest.raises(OptionsError, match="-snes_qn_share: there is no right NPC that learns the same matrix"):
-        tree(f"-snes_type qn -snes_qn_share {npc}", curved(comm))
+        tree(f"-snes_type qn -snes_qn_share {npc}", network(comm) if "metric" in npc else curved(comm))
 
 
 @pytest.mark.parallel(1, 2)

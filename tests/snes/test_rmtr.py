@@ -333,6 +333,17 @@ def test_a_restart_goes_on_with_the_batches(comm, iterations):
     assert torch.equal(point.x, expected.x) and parts(second) == parts(straight) < 13
 
 
+def test_a_restart_with_another_batch_starts_with_that(comm):
+    problem, x = network(comm), parameters(network(comm))
+    options = f"{RMTR} -snes_rmtr_batch_threshold 2 -snes_max_it 1 -snes_rmtr_batch"
+    first, same, other, whole = (tree(f"{options} {batch}", problem) for batch in (3, 3, 12, 0))
+    first.solve(x)
+    for solver in (same, other, whole):
+        solver.load(first.state())
+    assert 1 < parts(first) == parts(same) < math.ceil(problem.samples / 3)
+    assert (parts(other), parts(whole)) == (math.ceil(problem.samples / 12), 1)
+
+
 def test_evaluations_on_a_batch_count_as_their_share(comm, monkeypatch):
     evaluated: list[float] = []
     evaluate = ResNetProblem.value_and_gradient

@@ -2,11 +2,11 @@
 
     python -m tests.studies.depth [--only nested metric] [--problems disk] [--blocks 64 256 1024] [--seeds 0 1 2 3 4]
 
-Every tree has the same core-seconds, start-up included, of which the history counts those of the solve. The table has
-the median core-seconds over the seeds to a validation accuracy, and to a loss of 10 % and of 2 % above the least that
-any tree finds for that seed; a seed that does not get there counts as infinite. Work is in gradients of the finest
+Every tree has the same core-seconds, start-up included. The table has the median core-seconds, from the first
+evaluation on, over the seeds to a validation accuracy, and to a loss of 10 % and of 2 % above the least that any tree
+finds for that seed; a seed that does not get there counts as infinite. Work is in gradients of the finest
 level. In brackets: seeds that got there. beta is 0.01 / blocks, so that networks of any depth discretise one problem.
-Accuracies are measured every 10 steps on the finest level, or after each cycle. A run that is done is not run again.
+Accuracies are measured every 5 steps on the finest level, or after each cycle. A run that is done is not run again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,7 @@ LEVELS = "-dm_hierarchy depth -dm_metric function -dm_levels 3 -dm_coarsening {f
 NESTED = f"-snes_type fas -snes_fas_type nested {LEVELS} {M} -snes_fas_smoothing [5,40,{{{{1200}}}}]"
 QUICK = "-snes_fas_smoothing [5,10,{{300}}]"
 CYCLES = f"{NESTED} -snes_fas_smoothing [5,10,{{{{100}}}}] -snes_fas_type"
+STEPS = "-snes_type torchoptim -snes_torchoptim_lr 0.01"
 EVERY = "-resnet_accuracy_interval 5"
 
 
@@ -77,7 +79,7 @@ TREES = {
         f"-snes_type fas {LEVELS} -dm_levels 1 -snes_fas_smoothcoarse 5 -fas_coarse_snes_qn_m 100",
     ),
     "adam.001": ("Adam, lr = 0.001", f"-snes_type torchoptim -snes_torchoptim_lr 0.001 {EVERY}"),
-    "adam.01": ("Adam, lr = 0.01", f"-snes_type torchoptim -snes_torchoptim_lr 0.01 {EVERY}"),
+    "adam.01": ("Adam, lr = 0.01", f"{STEPS} {EVERY}"),
     "adam.1": ("Adam, lr = 0.1", f"-snes_type torchoptim -snes_torchoptim_lr 0.1 {EVERY}"),
     "ssbroyden": ("SS-Broyden", f"-snes_type qn -snes_qn_type ssbroyden {EVERY}"),
     "frozen": ("control: blocks frozen, L-BFGS", f"-snes_type qn -snes_qn_m 100 -resnet_freeze blocks {EVERY}"),
@@ -85,7 +87,7 @@ TREES = {
     "plain_quick": ("nested iteration, quick", f"{NESTED} {QUICK} -snes_fas_lift_pairs false"),
     "plain_adam": (
         "nested iteration, quick, Adam, lr = 0.01",
-        f"-snes_type torchoptim -snes_torchoptim_lr 0.01 -snes_npc_lag 1000000 {below(f'{NESTED} {QUICK}')} {EVERY}",
+        f"{STEPS} -snes_npc_lag 1000000 {below(f'{NESTED} {QUICK} -snes_fas_lift_pairs false')} {EVERY}",
     ),
     "nested": ("nested iteration, pairs lifted", NESTED),
     "nested_quick": ("nested iteration, quick, pairs lifted", f"{NESTED} {QUICK}"),
@@ -131,8 +133,10 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
     return f"{median:.{digits}f} ({there})" if np.isfinite(median) else f"- ({there})"
 
 
-def rows(problem: str, found: dict[str, dict[int, Table]]) -> tuple[list[list[str]], dict[str, list[float]]]:
-    """Return a row a tree, and the median times."""
+def rows(
+    problem: str, found: dict[str, dict[int, Table]], seeds: int
+) -> tuple[list[list[str]], dict[str, list[float]]]:
+    """Return a row a tree, and the median times over all seeds; a run that failed counts as infinite."""
     least = {
         seed: min(float(np.nanmin(tables[seed]["objective"])) for tables in found.values() if seed in tables)
         for seed in {seed for tables in found.values() for seed in tables}
@@ -140,7 +144,10 @@ def rows(problem: str, found: dict[str, dict[int, Table]]) -> tuple[list[list[st
     lines, medians = [], {}
     for tree, tables in found.items():
         taken = {
-            c: np.array([milestones(t, PROBLEMS[problem].accuracy, least[s], c) for s, t in tables.items()])
+            c: np.array(
+                [milestones(t, PROBLEMS[problem].accuracy, least[s], c) for s, t in tables.items()]
+                + [[np.inf] * len(TIMES)] * (seeds - len(tables))
+            )
             for c in ("cpu_seconds", "gradients_work")
         }
         medians[tree] = [float(x) for x in np.median(taken["cpu_seconds"], axis=0)]
@@ -186,17 +193,19 @@ def draw(everything: dict[tuple[str, int], dict[str, dict[int, Table]]], path: P
     from matplotlib import pyplot
 
     figure, places = pyplot.subplots(1, len(everything), figsize=(3 + 4.2 * len(everything), 4.8), squeeze=False)
+    shown = list(dict.fromkeys(tree for found in everything.values() for tree in found))
+    lines: dict[str, Any] = {}
     for place, ((problem, blocks), found) in zip(places[0], everything.items(), strict=True):
-        for k, (tree, tables) in enumerate(found.items()):
-            table = next(iter(tables.values()))
-            colour, dash = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
-            place.loglog(table["cpu_seconds"][1:], table["objective"][1:], dash, color=colour, label=TREES[tree][0])
+        for tree, tables in found.items():
+            table, k = next(iter(tables.values())), shown.index(tree)
+            style = {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k // len(COLOURS) % len(DASHES)]}
+            (lines[tree],) = place.loglog(table["cpu_seconds"][1:], table["objective"][1:], **style)
         place.set_title(f"{PROBLEMS[problem].title}, {blocks} blocks", fontsize=9)
         place.set_xlabel("core-seconds")
         place.grid(alpha=0.25)
     places[0][0].set_ylabel("loss")
-    handles, labels = places[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center right", fontsize=7, frameon=False, handlelength=3.5)
+    labels = [TREES[tree][0] for tree in lines]
+    figure.legend(list(lines.values()), labels, loc="center right", fontsize=7, frameon=False, handlelength=3.5)
     figure.tight_layout(rect=(0, 0, 1 - 2.8 / figure.get_figwidth(), 1))
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
@@ -226,8 +235,10 @@ def main(arguments: Sequence[str]) -> None:
                     fault = run.run()
                     print(f"{run.name}: {fault or 'done'}", flush=True)
                     if not fault:
-                        found.setdefault(tree, {})[seed] = run.table()
-            lines, medians = rows(problem, found)
+                        table = run.table()
+                        table["cpu_seconds"] -= table["cpu_seconds"][0]
+                        found.setdefault(tree, {})[seed] = table
+            lines, medians = rows(problem, found, len(given.seeds))
             title = f"{PROBLEMS[problem].title}, {blocks} blocks, to accuracy {PROBLEMS[problem].accuracy}"
             texts.append(f"## {title}\n\n{markdown([heads, *lines])}\n\n{verdict(medians)}")
             everything[problem, blocks] = found

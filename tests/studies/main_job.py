@@ -9,6 +9,7 @@ error at the end. Published: 558.5 minutes for L-BFGS on one GPU, 14.4 for ASPQN
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -57,8 +58,11 @@ def row(ranks: int, options: str, seed: int) -> str:
 
 def main() -> None:
     """Print the table."""
-    ranks = int(sys.argv[1]) if len(sys.argv) > 1 else 8
-    seeds = [int(s) for s in sys.argv[2:]] or [0]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ranks", type=int, nargs="?", default=8)
+    parser.add_argument("seeds", type=int, nargs="*", default=[0])
+    given = parser.parse_args()
+    ranks, seeds = given.ranks, given.seeds
     heads = " ".join(f"{h:>10s}" for h in ("outer", "path", "total", "work", "seconds", "reductions"))
     print(f"{'tree, to ' + f'{TARGET:g}':<50s} seed {heads} {'error end':>10s} {'s end':>8s}", flush=True)
     for name, options in TREES.items():

@@ -19,7 +19,8 @@ from ml2hpc.io import store
 Table = dict[str, NDArray[np.float64]]
 OPTIONS = Path(__file__).parents[2] / "apps" / "options"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-DASHES = ("-", "--", ":", "-.")
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+LATEST = 20.0  # seconds on the clock for one of processor time, should nobody be left to watch
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Job:
     app
         What is behind `ml2hpc.apps.`.
     name
-        What its files in the folder are called.
+        What its files in the folder are called. A result is known by it: for other options take another folder.
     options
         Its options. Files are written once, at the end.
     seconds
@@ -61,8 +62,8 @@ class Job:
     def command(self, output: Path) -> list[str]:
         """Return the command line."""
         launcher = ["mpirun", "-n", str(self.ranks)] if self.ranks > 1 else []
-        limit = f"-max_time {self.seconds:g}" if self.ranks > 1 else ""
-        words = f"{self.options} -checkpoint_interval 1e9 -options_left no {limit} -output {output}"
+        limit = self.seconds if self.ranks > 1 else LATEST * self.seconds
+        words = f"{self.options} -checkpoint_interval 1e9 -options_left no -max_time {limit:g} -output {output}"
         return [*launcher, sys.executable, "-m", f"ml2hpc.apps.{self.app}", *shlex.split(words)]
 
     def run(self) -> str:
@@ -71,25 +72,33 @@ class Job:
             return ""
         output, told = self.folder / f"{self.name}.h5", self.folder / f"{self.name}.log"
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._clean()
         with told.open("w") as log:
             process = subprocess.Popen(
                 self.command(output), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
             )
-            while process.poll() is None:
-                time.sleep(0.1)
-                if self.ranks == 1 and processor_time(process.pid) > self.seconds:
-                    process.terminate()  # the app ends with the iteration and writes its file
-                    process.wait()
+            try:
+                while process.poll() is None:
+                    time.sleep(0.1)
+                    if self.ranks == 1 and processor_time(process.pid) > self.seconds:
+                        break
+            finally:
+                process.terminate()  # the app ends with the iteration and writes its file
+                process.wait()
         if not output.exists():
             last = told.read_text().strip().splitlines()
             return last[-1] if last else f"exit status {process.returncode}"
         whole = self.folder / f"{self.name}.part.npz"
         np.savez(whole, budget=self.seconds, **store.read(output, "run")["history"]["outer"])
         whole.rename(self.result)
-        for leftover in self.folder.glob(f"{self.name}.*"):  # a dense inverse makes the file large
+        self._clean()
+        return ""
+
+    def _clean(self) -> None:
+        """Remove the app's files: a dense inverse makes them large, and what is there is taken for the result."""
+        for leftover in self.folder.glob(f"{self.name}.*"):
             if leftover.suffix in {".h5", ".xdmf"}:
                 leftover.unlink()
-        return ""
 
     def table(self) -> Table:
         """Return the history of a finished run, one array per column."""
