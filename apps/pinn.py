@@ -33,6 +33,7 @@ Other solvers, by options alone (each file holds a tree):
     python -m ml2hpc.apps.pinn -options_file apps/options/ssbroyden_rad.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/pinn_fas.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/pinn_nested.opts
+    python -m ml2hpc.apps.pinn -options_file apps/options/mspqn_fas.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/mspqn_gn.opts
     python -m ml2hpc.apps.pinn -options_file apps/options/adam.opts
 
@@ -422,6 +423,7 @@ def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, poi
 # test: python -m ml2hpc.apps.pinn -options_file fas.opts -snes_max_it 1
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -restart run.h5 -snes_max_it 2
 # test: python -m ml2hpc.apps.pinn -net_type resnet -net_depth 5 -net_step .5 -snes_type fas -snes_max_it 1
+# test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/mspqn_fas.opts -snes_max_it 1
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/ngmres_ssbroyden.opts -snes_max_it 1
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr.opts -snes_max_it 2
 # test: mpirun -n 2 python -m ml2hpc.apps.pinn -options_file $CHECKOUT/apps/options/newtontr_lsr1.opts -snes_max_it 3
