@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.studies.runs import COLOURS, DASHES, Job, Table, markdown
+from tests.studies.runs import Job, Table, markdown, style
 
 ENDLESS = "-snes_max_it 1000000 -snes_rtol 0 -data_test 0"
 COARSEST = 16  # blocks of three levels, of which -blocks has a square number: below, the time is Python's
@@ -198,8 +198,7 @@ def draw(everything: dict[tuple[str, int], dict[str, dict[int, Table]]], path: P
     for place, ((problem, blocks), found) in zip(places[0], everything.items(), strict=True):
         for tree, tables in found.items():
             table, k = next(iter(tables.values())), shown.index(tree)
-            style = {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k // len(COLOURS) % len(DASHES)]}
-            (lines[tree],) = place.loglog(table["cpu_seconds"][1:], table["objective"][1:], **style)
+            (lines[tree],) = place.loglog(table["cpu_seconds"][1:], table["objective"][1:], **style(k))
         place.set_title(f"{PROBLEMS[problem].title}, {blocks} blocks", fontsize=9)
         place.set_xlabel("core-seconds")
         place.grid(alpha=0.25)

@@ -25,7 +25,7 @@ from statistics import median
 
 import numpy as np
 
-from tests.studies.runs import COLOURS, DASHES, OPTIONS, Job, Table, markdown
+from tests.studies.runs import OPTIONS, Job, Table, markdown, style
 
 FINE = 1e-6  # what is asked for beyond the published accuracy
 FINE_SECONDS = 150.0  # and within how many core-seconds
@@ -243,7 +243,6 @@ def draw(problem: str, runs: dict[tuple[str, int], Table], path: Path) -> None:
         shown = set()
         for (method, seed), table in runs.items():
             k = list(METHODS).index(method)
-            style = {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k // len(COLOURS) % len(DASHES)]}
             seen = table[name] > 0
             first = method not in shown
             shown.add(method)
@@ -252,7 +251,7 @@ def draw(problem: str, runs: dict[tuple[str, int], Table], path: Path) -> None:
                 table["error"][seen],
                 linewidth=1.6 if first else 0.6,
                 label=METHODS[method].title if first else f"_seed {seed}",
-                **style,
+                **style(k),
             )
         for error in (PROBLEMS[problem].target, FINE):
             place.axhline(error, color="0.6", linewidth=0.8, zorder=0)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,11 @@ def processor_time(pid: int) -> float:
     except OSError:
         return 0.0
     return (float(fields[11]) + float(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def style(k: int) -> dict[str, Any]:
+    """Return colour and dash of the k-th line of a figure."""
+    return {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k // len(COLOURS) % len(DASHES)]}
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

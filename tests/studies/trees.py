@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ml2hpc.log.work import MEASURES
-from tests.studies.runs import COLOURS, DASHES, OPTIONS, Job, Table, markdown
+from tests.studies.runs import OPTIONS, Job, Table, markdown, style
 
 TARGET = 4.6e-4
 ENDLESS = "-snes_max_it 1000000 -snes_rtol 0 -snes_stol 0 -pinn_error_interval 1"
@@ -128,8 +128,7 @@ def draw(tables: dict[str, Table], measure: str, path: Path) -> None:
     axes = (("evaluations", f"evaluations by {measure}, a Hessian action counts 2"), ("cpu_seconds", "core-seconds"))
     for place, (name, label) in zip(places, axes, strict=True):
         for k, (tree, table) in enumerate(tables.items()):
-            colour, dash = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
-            place.loglog(table[name][1:], table["error"][1:], color=colour, linestyle=dash, label=TREES[tree][0])
+            place.loglog(table[name][1:], table["error"][1:], label=TREES[tree][0], **style(k))
         place.axhline(TARGET, color="0.6", linewidth=0.8, zorder=0)
         place.set_xlabel(label)
         place.grid(alpha=0.25)
