@@ -193,9 +193,21 @@ class Problem(ABC):
         """
         if how.kind != "samples":
             raise UnsupportedError(f"{type(self).__name__} cannot be coarsened in {how.kind}; use samples")
-        if self.samples < how.factor:
-            raise UnsupportedError(f"{self.samples} samples cannot be coarsened by {how.factor}: use fewer levels")
+        self.check_samples(how.factor)
         return self.sample(torch.arange(0, self.samples, how.factor, device=CPU)), Identity()
+
+    def check_samples(self, factor: int) -> None:
+        """Refuse to take one of `factor` samples where there are fewer. Not collective.
+
+        Raises
+        ------
+        UnsupportedError
+            If there are fewer.
+        """
+        if self.samples < factor:
+            raise UnsupportedError(
+                f"{self.samples} samples cannot be coarsened by {factor}: use fewer -dm_levels, or larger mini-batches"
+            )
 
     def metric(self) -> Tensor:
         """Return the weights m, shape (n_local,), of <x, y> = sum_i m_i x_i y_i for what x discretises. Not collective.

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ml2hpc import kernels
 from ml2hpc.comm import Communicator
-from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem import guard
 from ml2hpc.problem.ansatz import Term, Trial, residuals
 from ml2hpc.problem.autograd import AutogradEngine
@@ -493,8 +492,7 @@ class PinnProblem(Problem):
 
     def _thinned(self, factor: int) -> PinnProblem:
         """L over fewer points of the same density, every term with its weight."""
-        if self.samples < factor:
-            raise UnsupportedError(f"{self.samples} samples cannot be coarsened by {factor}: use fewer levels")
+        self.check_samples(factor)
         kept = [thinned(t.points, factor) for t in self.loss_terms]
         terms = [t.part(rows, t.n / len(rows)) for t, rows in zip(self.loss_terms, kept, strict=True)]
         return PinnProblem(self.comm, self.model, terms)
