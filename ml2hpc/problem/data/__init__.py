@@ -26,7 +26,11 @@ from ml2hpc.problem.data.pool import DataSet, Pool, normalized, split
 __all__ = ["DataOptions", "DataSet", "Pool", "load"]
 
 Set = Literal["circles", "disk", "spirals", "mnist", "cifar10", "libsvm", "digits"]
-DRAWN: dict[str, Callable[[int, int], Pool]] = {"circles": circles, "disk": disk, "spirals": spirals}
+DRAWN: dict[str, Callable[[int, int, DataOptions], Pool]] = {
+    "circles": lambda n, seed, _: circles(n, seed),
+    "disk": lambda n, seed, _: disk(n, seed),
+    "spirals": lambda n, seed, o: spirals(n, seed, o.turns),
+}
 READ: dict[str, Callable[[Path], Pool]] = {"mnist": mnist, "cifar10": cifar10, "libsvm": libsvm}
 _DRAWN_SIZES = {"train": 2000, "validation": 1000, "test": 1000}  # 2000 and 1000 as published with the circles
 _SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}  # of a pool
@@ -42,6 +46,7 @@ class DataOptions:
         "circles (with a gap), disk (without), spirals: drawn in the plane; mnist, cifar10, libsvm: from -data_path; "
         "digits: scikit-learn's",
     )
+    turns: float = option(1.5, "turns of each of the spirals; more of them need deeper networks", above=0.0, below=math.inf)
     path: str = option("", "folder of MNIST's or CIFAR-10's binary files, or the LIBSVM file")
     train: int | None = option(None, "training samples (2000 drawn ones, of a file 60 %)", at_least=1)
     validation: int | None = option(
@@ -73,6 +78,8 @@ def load(comm: Communicator, options: DataOptions, seed: int, dtype: torch.dtype
             "needs -data_path" if not options.path else f"is not read from -data_path {options.path}; leave that away"
         )
         raise OptionsError(f"-data_set {options.set} {told}")
+    if options.turns != DataOptions.turns and options.set != "spirals":
+        raise OptionsError(f"-data_turns {options.turns:g} is for -data_set spirals, not {options.set}; leave it away")
     seed = seed if options.seed is None else options.seed
     pool, error = None, None
     if comm.rank == 0:
@@ -89,7 +96,7 @@ def load(comm: Communicator, options: DataOptions, seed: int, dtype: torch.dtype
 def _pool(options: DataOptions, seed: int) -> Pool:
     if options.set in DRAWN:
         sizes = _sizes(options, None)
-        return DRAWN[options.set](sum(sizes.values()), seed)
+        return DRAWN[options.set](sum(sizes.values()), seed, options)
     return digits() if options.set == "digits" else READ[options.set](Path(options.path))
 
 

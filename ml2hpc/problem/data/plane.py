@@ -6,7 +6,6 @@ import numpy as np
 
 from ml2hpc.problem.data.pool import Array, Pool
 
-_TURNS = 1.5  # of a spiral
 _RADIUS = 3.0  # of everything drawn here
 
 
@@ -27,11 +26,14 @@ def disk(n: int, seed: int) -> Pool:
     return _polar(r, 2 * np.pi * generator.random(n), (r >= 2).astype(np.int64))
 
 
-def spirals(n: int, seed: int) -> Pool:
-    """Return two interleaved spirals r = 3 s, angle = 3 pi s + pi class for s uniform in [0.1, 1]. Not collective."""
+def spirals(n: int, seed: int, turns: float = 1.5) -> Pool:
+    """Return two interleaved spirals r = 3 s, angle = 2 pi turns s + pi class for s uniform in [0.1, 1].
+
+    Not collective. The more turns, the longer is the way that an ODE has to take samples to pull them apart.
+    """
     generator, labels = np.random.default_rng(seed), _in_turn(n)
     s = 0.1 + 0.9 * generator.random(n)
-    return _polar(_RADIUS * s, 2 * np.pi * _TURNS * s + np.pi * labels, labels, ("first", "second"))
+    return _polar(_RADIUS * s, 2 * np.pi * turns * s + np.pi * labels, labels, ("first", "second"))
 
 
 def _in_turn(n: int) -> Array:
