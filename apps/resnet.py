@@ -90,6 +90,10 @@ class TrainingOptions:
     )
     # As published for the circles; 1e-5 for MNIST.
     beta: float = option(1e-4, "factor of |theta|^2 / 2 in the loss", at_least=0.0)
+    penalty: Literal["sum", "integral"] = option(
+        "sum",
+        "the blocks in |theta|^2: summed, as published, or integrated over [0, T]: the same for any number of them",
+    )
     engine: Literal["compiled", "torch"] = option(
         FASTEST,
         "how samples are propagated; compiled where the package was built with a compiler, torch for convolutions and "
@@ -166,7 +170,8 @@ def build(run: Run, options: Options) -> Training:
     data = load(run.comm, options.data, seed, dtype)
     architecture = Architecture.of(options.network, data.inputs, len(data.classes))
     network = ResNet(architecture, seed, dtype).to(run.device)
-    model = ResNetModel(architecture, o.engine, dtype, o.loss, o.beta, chunk=o.chunk, device=run.device)
+    scaling = architecture.step if o.penalty == "integral" else 1.0
+    model = ResNetModel(architecture, o.engine, dtype, o.loss, o.beta, scaling, chunk=o.chunk, device=run.device)
     return Training(options, data, model, network, Layout(network).flatten(network))
 
 
@@ -254,7 +259,7 @@ def identity_of(run: Run, training: Training) -> Tree:
         "network": f"{model.architecture.view()}, {len(training.start)} parameters",
         "dtype": run.options.dtype,
         "data": f"{sizes}, normalize {data.normalize}, seed {run.options.seed if data.seed is None else data.seed}",
-        "loss": f"{o.loss}, beta {o.beta:g}, chunks of {o.chunk}",
+        "loss": f"{o.loss}, beta {o.beta:g}, {o.penalty} over blocks, chunks of {o.chunk}",
         "start": f"seed {run.options.seed}, frozen: {o.freeze}",
     }
 

@@ -4,6 +4,7 @@ from ml2hpc.dm.decomposition import Decomposition, Options, decompose
 from ml2hpc.dm.exchange import Exchange, Solved, Start, Weighting
 from ml2hpc.dm.hierarchy import HierarchyOptions, Level, Levels, coarsen, in_metric
 from ml2hpc.dm.subdomain import Local, Subdomain
+from ml2hpc.problem.transfer import Transfer
 
 __all__ = [
     "Decomposition",
@@ -16,6 +17,7 @@ __all__ = [
     "Solved",
     "Start",
     "Subdomain",
+    "Transfer",
     "Weighting",
     "coarsen",
     "decompose",

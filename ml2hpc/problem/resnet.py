@@ -70,7 +70,8 @@ class ResNetModel:
     beta
         Of the regularisation.
     scaling
-        Of the blocks' part of it: the number of blocks on the finest level over that here.
+        Of the blocks' part of it: the number of blocks on the finest level over that here; T over the number here for
+        an integral over [0, T].
     chunk
         Samples evaluated at a time.
     """

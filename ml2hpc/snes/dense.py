@@ -76,11 +76,16 @@ class DenseInverse(Inverse):
         self._blocks = [_Block(b) for b in blocks]
         self._matrix = SymmetricMatrix(comm, blocks, space.dtype, library, space.device)
         self._pairs = 0
+        self._scale = 1.0
         self._known: tuple[Tensor, Tensor, Tensor] | None = None  # local g, whole g and whole H g
 
     @property
     def pairs(self) -> int:
         return self._pairs
+
+    @property
+    def scale(self) -> float:
+        return self._scale
 
     def apply(self, g: Tensor) -> Tensor:
         return self.space.local(self._product(g)[1]).clone() if self._pairs else g.clone()
@@ -121,6 +126,7 @@ class DenseInverse(Inverse):
             return
         self._matrix.update(u, w, updates)
         self._known = (g_new, new, known)
+        self._scale = float(torch.dot(s, new - old)) / float(torch.dot(new - old, new - old))
         self._pairs += any(update is not None for update in updates)
 
     def _begin(self, s: Tensor, y: Tensor) -> Tensor:
@@ -165,7 +171,7 @@ class DenseInverse(Inverse):
         return (rescale / tau, m11, m12, m22), u, w, product
 
     def reset(self) -> None:
-        self._known, self._pairs = None, 0
+        self._known, self._pairs, self._scale = None, 0, 1.0
 
     def retarget(self) -> None:
         self._known = None
@@ -177,6 +183,7 @@ class DenseInverse(Inverse):
         tree["starts"] = np.array([b.start for b in self._blocks])
         tree["block_pairs"] = np.array([b.pairs for b in self._blocks])
         tree["matrix"] = self._matrix.state()
+        tree["scale"] = repr(self._scale)
         if self._known is not None:
             tree |= {"g": self._known[1].cpu().numpy(), "hg": self._known[2].cpu().numpy()}
         return tree
@@ -191,6 +198,7 @@ class DenseInverse(Inverse):
         for block, start, pairs in zip(self._blocks, state["starts"], state["block_pairs"], strict=True):
             block.start, block.pairs = float(start), int(pairs)
         self._matrix.load(state["matrix"])
+        self._scale = float(state["scale"])
         if "g" in state:
             whole, product = (torch.from_numpy(state[k]).to(self.space.device, copy=True) for k in ("g", "hg"))
             self._known = (self.space.local(whole), whole, product)

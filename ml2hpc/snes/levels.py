@@ -226,11 +226,21 @@ class LevelSolvers:
 
     def inherit(self, level: int) -> None:
         """Let a level's solver start with what that of the next coarser one has learnt. Collective."""
-        transfer, here, there = self.levels.transfer(level - 1), self.children[level], self.children[level - 1]
-        ones = torch.ones_like(there.problem.space.zeros())
-        here.method.lift(there.method, transfer.prolong, transfer.restrict(transfer.prolong(ones)))
+        here, there = self.children[level], self.children[level - 1]
+        here.method.lift(there.method, self.levels.transfer(level - 1), self._masses(level - 1))
         if here.linesearch is not None and there.linesearch is not None:
             here.linesearch.recent = list(there.linesearch.recent)
+
+    def relink(self) -> None:
+        """After `load`: let the solvers find again what they have of coarser levels. Collective."""
+        for level in range(1, self.finest + 1):
+            transfer, masses = self.levels.transfer(level - 1), self._masses(level - 1)
+            self.children[level].method.relink(self.children[level - 1].method, transfer, masses)
+
+    def _masses(self, level: int) -> Tensor:
+        """The row sums of I' I, from a level to the next finer one."""
+        transfer = self.levels.transfer(level)
+        return transfer.restrict(transfer.prolong(torch.ones_like(self.children[level].problem.space.zeros())))
 
     # Steps. ------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ml2hpc.kernels import Library
+from ml2hpc.snes.coarse import CoarseStart
 from ml2hpc.snes.secant import Inverse, Tree
 from ml2hpc.vec import Rows, VectorSpace
 
@@ -112,19 +113,44 @@ class CompactLBFGS(Inverse):
         self._middle = Middle(space, memory, library)
         self._learnt = 0
         self._known: tuple[Tensor, Tensor] | None = None  # g and its products with the rows, (2, memory)
+        self.start: CoarseStart | None = None  # in place of gamma
 
     @property
     def pairs(self) -> int:
         return self._learnt
 
+    @property
+    def blank(self) -> bool:
+        return self._learnt == 0 and self.start is None
+
     def apply(self, g: Tensor) -> Tensor:
         if not self._learnt:
-            return g.clone()
+            return g.clone() if self.start is None else self.start.apply(g)
         if self._known is None or self._known[0] is not g:
             self._known = (g, self._products(g, g)[1])
+        if self.start is not None:
+            return self._from(self.start, g, self._known[1][0])
         last = (self._learnt - 1) % self.memory if self.scaled else -1
         weights, gamma = self._middle.weights(last, self._known[1])
         return self._rows.combination(weights, gamma, g)
+
+    @property
+    def scale(self) -> float:
+        if not self._learnt:
+            return 1.0 if self.start is None else self.start.gamma
+        last = (self._learnt - 1) % self.memory
+        return float(self._middle.sy[last]) / float(self._middle.yy[last, last])
+
+    def _from(self, start: CoarseStart, g: Tensor, sg: Tensor) -> Tensor:
+        """Return H g with a start matrix, which is read between two passes over the pairs: it may change. Collective.
+
+        t = g - Y R^-1 S'g,   h = H_0 t,   H g = h + S R^-T (D R^-1 S'g - Y'h)
+        """
+        r, none = self._middle.inverse, torch.zeros_like(sg)
+        q = r @ sg
+        h = start.apply(self._rows.combination(torch.cat([none, -q]), 1.0, g))
+        p = r.T @ (self._middle.sy * q - self._products(h, h)[0, 1])
+        return self._rows.combination(torch.cat([p, none]), 1.0, h)
 
     def _products(self, x: Tensor, y: Tensor) -> Tensor:
         """Return S'x, Y'x, S'y, Y'y, shape (2, 2, memory). Collective if sharded."""
@@ -138,6 +164,8 @@ class CompactLBFGS(Inverse):
         self._middle.learn(place, products[0])
         self._known = (g_new, products[1])
         self._learnt += 1
+        if self.start is not None:
+            self.start.learn(s, y)
 
     def lift(self, coarse: CompactLBFGS, prolong: Callable[[Tensor], Tensor], masses: Tensor) -> None:
         """Take over the newest pairs of a coarser level: s_f = I s, y_f = I M^-1 y, M = diag(masses). Collective.
@@ -161,7 +189,7 @@ class CompactLBFGS(Inverse):
 
     def reset(self) -> None:
         self._middle.inverse.zero_()
-        self._learnt, self._known = 0, None
+        self._learnt, self._known, self.start = 0, None, None
 
     def retarget(self) -> None:
         self._known = None
@@ -175,6 +203,8 @@ class CompactLBFGS(Inverse):
             "sy": self._middle.sy.cpu().numpy(),
             "learnt": self._learnt,
         }
+        if self.start is not None:
+            tree["start"] = repr(self.start.gamma)
         if self._known is not None:
             tree |= {"g": self.space.gather(self._known[0]).cpu().numpy(), "along": self._known[1].cpu().numpy()}
         return tree

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
+from ml2hpc.dm import Transfer
 from ml2hpc.errors import UnsupportedError
 from ml2hpc.options import option
 from ml2hpc.snes.reasons import Reason
@@ -115,16 +116,17 @@ class Method(ABC):
         Collective.
         """
 
-    def lift(self, coarse: Method, prolong: Callable[[Tensor], Tensor], masses: Tensor) -> None:  # noqa: B027
+    def lift(self, coarse: Method, transfer: Transfer, masses: Tensor) -> None:  # noqa: B027
         """Take over what this type has learnt on a coarser level, if it can. Collective.
 
         Parameters
         ----------
-        prolong
-            e -> I e, from there to here.
         masses
             The row sums of I' I, shape (n_local,) there.
         """
+
+    def relink(self, coarse: Method, transfer: Transfer, masses: Tensor) -> None:  # noqa: B027
+        """After `load`: take again what `lift` refers to. Not collective."""
 
     def begin(self, solver: SNES) -> None:  # noqa: B027
         """Start a solve that is not a continuation: forget what is not recycled. Collective."""

@@ -7,15 +7,16 @@ half-step pair); `-snes_qn_pairs both` also learns from the preconditioner's ste
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
 from ml2hpc import kernels
+from ml2hpc.dm import Transfer
 from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
+from ml2hpc.snes.coarse import CoarseStart
 from ml2hpc.snes.dense import DenseInverse
 from ml2hpc.snes.interface import SNES, DirectionMethod, Method, Point, Tree
 from ml2hpc.snes.limited import CompactLBFGS
@@ -87,6 +88,7 @@ class QuasiNewton(DirectionMethod):
         self._previous: Tensor | None = None  # the residual of the step before, for Powell's test
         self._learnt: Point | None = None  # where the last step ended
         self._accepted = 0  # steps since the last reset
+        self._gamma: float | None = None  # of a loaded state whose start matrix is a coarser level's
 
     def _check(self, solver: SNES) -> None:
         """Refuse options that contradict each other."""
@@ -135,7 +137,7 @@ class QuasiNewton(DirectionMethod):
             self.reset()
         self._previous = point.r
         y = self.inverse.apply(point.r)
-        if self.inverse.pairs == 0 and self._guesses(solver):
+        if self.inverse.blank and self._guesses(solver):
             # Without curvature the gradient's length means nothing: at most a unit step in the 1-norm.
             y *= min(1.0, 1.0 / max(solver.problem.space.one_norm(point.r), 1e-300))
         mu = self.options.momentum
@@ -173,13 +175,23 @@ class QuasiNewton(DirectionMethod):
             return bool(abs(space.dot(old, point.r)) >= o.powell_gamma * space.dot(old, old))
         return False
 
-    def lift(self, coarse: Method, prolong: Callable[[Tensor], Tensor], masses: Tensor) -> None:
-        if not isinstance(coarse, QuasiNewton) or coarse.inverse is self.inverse:
+    def lift(self, coarse: Method, transfer: Transfer, masses: Tensor) -> None:
+        here = self.inverse
+        if not isinstance(coarse, QuasiNewton) or not isinstance(here, CompactLBFGS) or coarse.inverse is here:
             return
-        if isinstance(self.inverse, CompactLBFGS) and isinstance(coarse.inverse, CompactLBFGS):
-            self.reset()
-            self.inverse.lift(coarse.inverse, prolong, masses)
-            self._accepted = coarse._accepted
+        there = coarse.inverse
+        self.reset()
+        if isinstance(there, CompactLBFGS) and there.start is None:
+            here.lift(there, transfer.prolong, masses)
+        elif not there.blank:
+            here.start = CoarseStart(here.space, there, transfer, masses, there.scale)
+        self._accepted = coarse._accepted
+
+    def relink(self, coarse: Method, transfer: Transfer, masses: Tensor) -> None:
+        if self._gamma is not None:
+            assert isinstance(coarse, QuasiNewton)
+            assert isinstance(self.inverse, CompactLBFGS)
+            self.inverse.start = CoarseStart(self.inverse.space, coarse.inverse, transfer, masses, self._gamma)
 
     def state(self, solver: SNES) -> Tree:
         gather = solver.problem.space.gather
@@ -195,6 +207,7 @@ class QuasiNewton(DirectionMethod):
         space = solver.problem.space
         if not self._borrows:
             self.inverse.load(state["inverse"])
+            self._gamma = float(state["inverse"]["start"]) if "start" in state["inverse"] else None
         vectors = {k: space.restored(state[k]) for k in ("velocity", "previous") if k in state}
         self._accepted = int(state["accepted"])
         self._resumes = bool(state["learns"])

@@ -49,6 +49,16 @@ class Inverse(ABC):
     def pairs(self) -> int:
         """Number of pairs learnt since the last reset."""
 
+    @property
+    def blank(self) -> bool:
+        """Whether H is the identity still."""
+        return self.pairs == 0
+
+    @property
+    @abstractmethod
+    def scale(self) -> float:
+        """The inverse curvature where nothing else is known: s'y / y'y of the newest pair, 1 without any."""
+
     @abstractmethod
     def state(self) -> Tree:
         """Return whole vectors and matrices, complete on rank 0. Collective."""

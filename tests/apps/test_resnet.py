@@ -94,6 +94,17 @@ def test_accuracies_of_some_parts_cost_no_others(tmp_path: Path) -> None:
     assert re.search(r"train .*validation .*test .*%", out)
 
 
+def test_the_penalty_of_blocks_is_a_sum_or_an_integral(tmp_path: Path) -> None:
+    theta = parameters_at_start(tmp_path)
+    at_start = {}
+    for penalty in ("sum", "integral"):
+        succeed(tmp_path, 1, f"-snes_max_it 0 -resnet_beta 1 -resnet_final_time 2 -resnet_penalty {penalty}")
+        at_start[penalty] = history(tmp_path / "run.h5")["objective"][0]
+    blocks = theta[Architecture((2,), 2, 8, 3).groups["blocks"]]
+    expected = 0.5 * (1 - 2 / 8) * blocks @ blocks
+    assert at_start["sum"] - at_start["integral"] == pytest.approx(expected, rel=1e-12)
+
+
 def parameters_at_start(folder: Path) -> np.ndarray:
     succeed(folder, 1, "-snes_max_it 0 -output start.h5")
     return parameters(folder / "start.h5")
@@ -156,6 +167,7 @@ def test_libsvm_file_is_found_again_from_another_folder(tmp_path: Path) -> None:
 TREES = {
     "fas": "-snes_type fas -dm_metric function",
     "fas on batches": "-snes_type fas -snes_fas_batch 100",
+    "nested": "-snes_type fas -snes_fas_type nested -dm_metric function -fas_coarse_snes_qn_type ssbroyden",
     "rmtr": "-snes_type rmtr -dm_metric function",
     "rmtr on batches": "-snes_type rmtr -dm_metric function -snes_rmtr_batch 100 -snes_rmtr_batch_threshold 5",
     "kaskade": "-snes_type qn -snes_npc_lag 3 -npc_snes_type fas -npc_snes_fas_type kaskade -npc_dm_metric function",
@@ -186,6 +198,8 @@ def test_multilevel_trees_have_the_same_bits_on_any_ranks_and_after_a_restart(tm
         ("-resnet_layers conv -resnet_engine torch", r"samples have shape \(2,\)"),
         ("-resnet_stop_accuracy 1 -data_validation 0", "needs validation samples"),
         ("-resnet_stop_accuracy 1 -resnet_accuracy_parts test", "and validation in -resnet_accuracy_parts"),
+        ("-data_set disk -data_turns 2", "-data_turns 2 is for -data_set spirals, not disk"),
+        ("-data_set spirals -data_turns 0", "-data_turns"),
         ("-resnet_bloks 3", "-resnet_bloks.*-resnet_blocks"),
         ("-resnet_blocks 0", "-resnet_blocks"),
     ],

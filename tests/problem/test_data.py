@@ -77,6 +77,15 @@ def test_spirals_are_one_another_turned_by_half() -> None:
     assert 0.29 < r.min() < r.max() <= 3
 
 
+@pytest.mark.parametrize("turns", [0.5, 3.0])
+def test_spirals_have_as_many_turns_as_asked_for(turns: float) -> None:
+    data = loaded(set="spirals", turns=turns).parts["train"]
+    r, labels = torch.linalg.norm(data.x, dim=1), data.labels
+    turned = (torch.atan2(data.x[:, 1], data.x[:, 0]) / torch.pi - labels) / 2 - turns * r / 3
+    assert (turned - turned.round()).abs().max() < 1e-12
+    assert turns * float(r.max() - r.min()) / 3 == pytest.approx(0.9 * turns, rel=0.01)  # s is in [0.1, 1]
+
+
 @pytest.mark.parametrize("name", ["circles", "disk", "spirals"])
 def test_drawn_sets_are_reproducible(name: Any) -> None:
     a, b, other = (loaded(set=name, seed=seed) for seed in (3, 3, 4))

@@ -203,6 +203,19 @@ def test_regularization_of_a_coarser_level_counts_blocks_by_scaling() -> None:
     assert coarse.cost.gradient < 0.6 * problem.cost.gradient
 
 
+def test_an_integral_over_blocks_is_the_same_on_all_levels() -> None:
+    """Its scaling is the step in time."""
+    whole, x = resnet(replace(DENSE, blocks=8))
+    model = replace(whole.model, scaling=whole.model.architecture.step)
+    problem = ResNetProblem(whole.comm, model, whole.data)
+    coarse, transfer = problem.coarsen(Coarsening("depth"))
+    assert isinstance(coarse, ResNetProblem)
+    assert coarse.model.scaling == coarse.model.architecture.step == 2 * model.scaling
+    x = transfer.lift(transfer.project(x))
+    fine = problem.terms(x)["regularization"]
+    assert coarse.terms(transfer.project(x))["regularization"] == pytest.approx(fine, rel=1e-14)
+
+
 BLOCKS: dict[str, Any] = {
     "opening": lambda p: p.layers[0],
     "a block": lambda p: p.layers[2],

@@ -252,10 +252,56 @@ def test_lifted_pairs_spare_the_finer_levels_what_the_coarsest_has_learnt(comm, 
     common = f"-snes_type fas -snes_fas_type nested -dm_levels 3 -dm_metric {metric} -snes_max_it 1 {MANY}"
     steps = "-fas_coarse_snes_max_it 30 -fas_levels_snes_max_it 8 -fas_levels_snes_qn_m 30 -fas_coarse_snes_qn_m 30"
     with_pairs, without = (
-        tree(f"{common} {steps} -snes_fas_lift_pairs {yes}", problem).solve(parameters(problem))
-        for yes in ("true", "false")
+        tree(f"{common} {steps} -snes_fas_lift {yes}", problem).solve(parameters(problem)) for yes in ("true", "false")
     )
     assert with_pairs.f < 0.7 * without.f
+
+
+DENSE = "-snes_type fas -snes_fas_type nested -fas_coarse_snes_qn_type ssbroyden"
+
+
+@pytest.mark.parametrize(("metric", "most"), [("function", 0.65), ("euclidean", 0.95)])
+def test_a_lifted_inverse_spares_the_finer_levels_what_the_coarsest_has_learnt(comm, metric, most):
+    """L after the same steps on all levels against that without it."""
+    problem = network(comm, 16)
+    steps = "-fas_coarse_snes_max_it 40 -fas_levels_snes_max_it 8 -fas_levels_snes_qn_m 30"
+    common = f"{DENSE} -dm_levels 3 -dm_metric {metric} -snes_max_it 1 {MANY} {steps}"
+    inverse, nothing = (
+        tree(f"{common} -snes_fas_lift {lift}", problem).solve(parameters(problem)).f for lift in ("true", "false")
+    )
+    assert inverse < most * nothing
+
+
+@pytest.mark.parametrize(("lift", "least", "most"), [("true", 0.0, 1e-13), ("false", 1e-2, 1.0)])
+def test_a_lifted_inverse_is_newtons(comm, lift, least, most):
+    """A quadratic of n unknowns: n exact searches on half of the samples find the inverse Hessian of all."""
+    a, centres = matrix(6), random(6 * 16, 4).view(16, 6)
+    problem = Analytic(world(comm), lambda x, d: 0.5 * (x - d) @ (a @ (x - d)), 6, centres)
+    exact = " ".join(f"-fas_{level}_snes_linesearch_type ncglinear" for level in ("coarse", "levels"))
+    options = f"{DENSE.replace('ssbroyden', 'bfgs')} -dm_hierarchy samples -dm_levels 2 -snes_fas_smoothing [1,{{6}}]"
+    solver = tree(f"{options} {exact} -snes_fas_type kaskade -snes_fas_lift {lift} {MANY} -snes_max_it 1", problem)
+    point = solver.solve(torch.linspace(-1, 2, 6, dtype=torch.float64))
+    solved = centres[::2].mean(0)  # the coarse level's minimum
+    assert least <= float(point.g.norm() / problem.gradient(solved).norm()) < most
+
+
+@pytest.mark.parallel(1, 2)
+@pytest.mark.parametrize("more", ["", "-snes_fas_type full -dm_levels 4", "-dm_hierarchy samples,depth"])
+def test_a_restart_with_a_lifted_inverse_is_the_straight_run(comm, more):
+    """Three levels: the middle one starts from a dense matrix, the finest from the middle one's pairs above it."""
+    problem = network(comm, 16)
+    options = f"{DENSE} -dm_metric function -snes_fas_smoothing {'[2,2,3,{8}]' if 'full' in more else '[2,3,{8}]'}"
+    options = f"{options} {more} {MANY} -snes_max_it"
+    expected = tree(f"{options} 4", problem).solve(parameters(problem))
+    first = tree(f"{options} 2", problem)
+    half = first.solve(parameters(problem))
+    state = first.state()
+    image = to_image(state, "state") if comm.rank == 0 else None
+    second = tree(f"{options} 4", problem)
+    second.load(from_image(comm.bcast(image), "state"))
+    g = half.g.clone()
+    point = second.resume(Point(half.x.clone(), half.f, g, g))
+    assert torch.equal(point.x, expected.x) and point.f == expected.f
 
 
 def test_steps_in_the_metric_of_functions_do_not_vanish_with_the_step_in_time(comm):
@@ -309,6 +355,7 @@ RUNS = {
     "few ranks": "-dm_coarse_ranks 1,1",
     "batches": "-snes_fas_batch 20 -snes_fas_seed 3",
     "nested": "-snes_fas_type nested -dm_metric function",
+    "dense below": "-snes_fas_type nested -dm_metric function -fas_coarse_snes_qn_type ssbroyden -dm_coarse_ranks 1",
     "batches ahead": "-snes_fas_batch 20 -snes_fas_batch_ahead true",
     "samples too": "-dm_hierarchy depth,samples -snes_fas_type full",
 }
@@ -338,7 +385,14 @@ def test_coarse_ranks_change_nothing_but_the_time(comm):
 
 
 @pytest.mark.parallel(1, 2)
-@pytest.mark.parametrize("options", ["", "-snes_fas_type nested -dm_metric function"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "-snes_fas_type nested -dm_metric function",
+        "-snes_fas_type nested -dm_metric function -fas_coarse_snes_qn_type ssbroyden",
+    ],
+)
 def test_sharded_vectors(comm, options):
     whole = network(comm)
     sharded = ShardedProblem(whole)
@@ -511,7 +565,7 @@ def test_levels_with_one_matrix_learn_together(comm):
 
 def test_one_limited_memory_for_all_levels_is_not_lifted_onto_itself(comm):
     fresh = " ".join(f"-fas_{level}_snes_linesearch_memory 0" for level in ("coarse", "levels"))  # it is lifted too
-    options = f"{SHARED.replace('ssbroyden', 'lbfgs')} {fresh} -snes_fas_type full -snes_max_it 1 -snes_fas_lift_pairs"
+    options = f"{SHARED.replace('ssbroyden', 'lbfgs')} {fresh} -snes_fas_type full -snes_max_it 1 -snes_fas_lift"
     x = torch.linspace(-1, 2, 6, dtype=torch.float64)
     lifted, kept = (tree(f"{options} {flag}", curved(comm)).solve(x) for flag in ("true", "false"))
     assert torch.equal(lifted.x, kept.x)

@@ -12,6 +12,8 @@ from ml2hpc.comm import Communicator
 from ml2hpc.errors import OptionsError, UserError
 from ml2hpc.io.tree import from_image, to_image
 from ml2hpc.log import Log
+from ml2hpc.problem.transfer import Transfer
+from ml2hpc.snes.coarse import CoarseStart
 from ml2hpc.snes.dense import DenseInverse
 from ml2hpc.snes.limited import CompactLBFGS
 from ml2hpc.snes.qn import QuasiNewton
@@ -49,13 +51,13 @@ def entries(inverse: Inverse) -> torch.Tensor:
     return torch.stack([inverse.apply(e) for e in torch.eye(n, dtype=inverse.space.dtype)])
 
 
-def two_loop(stored, gamma, g):
-    """Nocedal's recursion."""
+def two_loop(stored, start, g):
+    """Nocedal's recursion from a start matrix, or from a multiple of the identity."""
     q, alphas = g.clone(), []
     for s, y in reversed(stored):
         alphas.append(s @ q / (s @ y))
         q = q - alphas[-1] * y
-    q = gamma * q
+    q = start @ q if isinstance(start, torch.Tensor) and start.dim() == 2 else start * q
     for (s, y), alpha in zip(stored, reversed(alphas), strict=True):
         q = q + (alpha - y @ q / (s @ y)) * s
     return q
@@ -526,3 +528,56 @@ def test_lifted_pairs_give_the_recursion_with_interpolated_pairs(memory, finer, 
     fine.update(s, y, g - y, g, None)
     kept = [*kept, (s, y)][-finer:]
     torch.testing.assert_close(fine.apply(g), two_loop(kept, s @ y / (y @ y), g), rtol=1e-10, atol=1e-12)
+
+
+class Constants(Transfer):
+    """Interpolation by constants, each of them twice, but for the first unknown."""
+
+    def prolong(self, e: torch.Tensor) -> torch.Tensor:
+        return torch.cat([e[:1], e[1:].repeat_interleave(2)])
+
+    def restrict(self, g: torch.Tensor) -> torch.Tensor:
+        return torch.cat([g[:1], g[1:].view(-1, 2).sum(1)])
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[:1], x[1::2]])
+
+
+@pytest.mark.parametrize("library", [kernels.load(), None], ids=["compiled", "torch"])
+@pytest.mark.parametrize("count", [0, 1, 3, 8])
+def test_a_coarser_inverse_is_where_limited_memory_starts(count, library):
+    """H_0 = I H_c I' + gamma (1 - I M^-1 I'), gamma from what the newest pair has outside of the range of I."""
+    coarse, n, memory = dense("ssbroyden"), 2 * N - 1, 4
+    for s, y, g, g_new in pairs(6):
+        coarse.update(s, y, g, g_new, None)
+    masses = torch.tensor([1.0] + [2.0] * (N - 1), dtype=torch.float64)
+    fine = CompactLBFGS(Replicated(n, torch.float64), memory, scaled=True, library=library)
+    fine.start = CoarseStart(fine.space, coarse, Constants(), masses, 0.3)
+    assert (fine.blank, fine.pairs, fine.scale) == (False, 0, 0.3)
+    interpolation = torch.stack([Constants().prolong(e) for e in torch.eye(N, dtype=torch.float64)], 1)
+    rest = torch.eye(n, dtype=torch.float64) - interpolation @ torch.diag(1 / masses) @ interpolation.T
+    stored, gamma, generator = [], 0.3, torch.Generator().manual_seed(5)
+    a, x = matrix(n), torch.ones(n, dtype=torch.float64)
+    for k in range(count):
+        s = torch.randn(n, generator=generator, dtype=torch.float64)
+        s = interpolation @ Constants().project(s) if k == 1 else s  # nothing outside: gamma stays
+        fine.update(s, a @ s, a @ x, a @ (x + s), None)
+        stored.append((s, a @ s))
+        x = x + s
+        if k != 1:
+            s, y = rest @ s, rest @ (a @ s)
+            gamma = s @ y / (y @ y) if s @ y > 0 else gamma
+    if count:
+        assert fine.scale == pytest.approx(float(stored[-1][0] @ stored[-1][1] / (stored[-1][1] @ stored[-1][1])))
+        assert gamma != 0.3 or count == 2
+    h = interpolation @ entries(coarse) @ interpolation.T + gamma * rest
+    for g in (a @ x, torch.linspace(-1, 2, n, dtype=torch.float64)):
+        torch.testing.assert_close(fine.apply(g), two_loop(stored[-memory:], h, g), rtol=1e-10, atol=1e-11)
+    whole = entries(fine)
+    assert float((whole - whole.T).abs().max()) < 1e-12 * float(whole.abs().max())
+    assert float(torch.linalg.eigvalsh(whole).min()) > 0
+    # What has been forgotten there leaves the scale; what is forgotten here leaves nothing.
+    coarse.reset()
+    torch.testing.assert_close(fine.apply(g), two_loop(stored[-memory:], gamma, g), rtol=1e-10, atol=1e-11)
+    fine.reset()
+    assert fine.blank and torch.equal(fine.apply(g), g)

@@ -2,11 +2,16 @@
 
     python -m tests.studies.depth [--only nested metric] [--problems disk] [--blocks 64 256 1024] [--seeds 0 1 2 3 4]
 
+Trees with numbers to choose, learning rates, levels or steps on them, are tried with all that are listed on seeds of
+their own, all nested iterations with the same ones, and measured on the others with what was best there: the least mean
+time to the validation accuracy, twice the time given where it is not reached (PAR2).
+
 Every tree has the same core-seconds, start-up included. The table has the median core-seconds, from the first
-evaluation on, over the seeds to a validation accuracy, and to a loss of 10 % and of 2 % above the least that any tree
-finds for that seed; a seed that does not get there counts as infinite. Work is in gradients of the finest
-level. In brackets: seeds that got there. beta is 0.01 / blocks, so that networks of any depth discretise one problem.
-Accuracies are measured every 5 steps on the finest level, or after each cycle. A run that is done is not run again.
+evaluation on and without those that accuracies take, over the seeds to a validation accuracy, and to a loss of 10 % and
+of 2 % above the least that any tree finds for that seed; a seed that does not get there counts as infinite. Work is in
+gradients of the finest level. In brackets: seeds that got there. beta is such that networks of any depth discretise one
+problem. Accuracies are measured every 5 steps on the finest level, or after each cycle. A
+run that is done is not run again.
 """
 
 from __future__ import annotations
@@ -16,16 +21,15 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from tests.studies.runs import Job, Table, markdown, style
 
 ENDLESS = "-snes_max_it 1000000 -snes_rtol 0 -data_test 0"
-COARSEST = 16  # blocks of three levels, of which -blocks has a square number: below, the time is Python's
-DENSE = 64  # blocks at most for a dense inverse
 TIMES = ("to the accuracy", "to 1.1 L*", "to 1.02 L*")
 
 
@@ -37,81 +41,171 @@ class Training:
     ----------
     accuracy
         On the validation samples, that trees are timed to.
+    beta
+        Of a penalty that is an integral; of a sum it is divided by the number of blocks.
+    seconds
+        Of a run.
     """
 
     title: str
     options: str
     accuracy: float
+    beta: float
+    seconds: float
+    penalty: Literal["sum", "integral"] = "sum"
 
 
 PROBLEMS = {
-    "disk": Training("disk without gap, width 3", "-data_set disk", 0.99),
-    "spirals": Training("spirals, width 3", "-data_set spirals", 0.999),
-    "long": Training("spirals, width 2, T = 20", "-data_set spirals -resnet_width 2 -resnet_final_time 20", 0.99),
+    "disk": Training("disk without gap, width 3", "-data_set disk", 0.99, 0.01, 9.0),
+    "spirals": Training("spirals, width 3", "-data_set spirals", 0.999, 0.01, 9.0),
+    "turns": Training(
+        "spirals of 3 turns, width 3, T = 5, 8000 samples",
+        "-data_set spirals -data_turns 3 -resnet_final_time 5 -data_train 8000 -data_validation 4000",
+        0.99,
+        0.003,
+        24.0,
+    ),
+    "long": Training(
+        "spirals, width 2, T = 20", "-data_set spirals -resnet_width 2 -resnet_final_time 20", 0.99, 0.01, 9.0
+    ),
     "mnist": Training(
-        "MNIST, 4000 digits, width 10",
-        "-data_set mnist -data_train 4000 -data_validation 2000 -resnet_width 10 -dtype float32",
-        0.90,
+        "MNIST, 6000 digits, width 10, T = 5",
+        "-data_set mnist -data_train 6000 -data_validation 2000 -resnet_width 10 -resnet_final_time 5 -dtype float32",
+        0.925,  # with frozen blocks 0.92 at best
+        1e-3,
+        45.0,
+        "integral",
     ),
 }
 
-M = "-fas_coarse_snes_qn_m 100 -fas_levels_snes_qn_m 100"
-LEVELS = "-dm_hierarchy depth -dm_metric function -dm_levels 3 -dm_coarsening {factor}"
-NESTED = f"-snes_type fas -snes_fas_type nested {LEVELS} {M} -snes_fas_smoothing [5,40,{{{{1200}}}}]"
-QUICK = "-snes_fas_smoothing [5,10,{{300}}]"
-CYCLES = f"{NESTED} -snes_fas_smoothing [5,10,{{{{100}}}}] -snes_fas_type"
-STEPS = "-snes_type torchoptim -snes_torchoptim_lr 0.01"
+Group = Literal["control", "one level", "plain nested iteration", "levels"]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A solver tree.
+
+    Attributes
+    ----------
+    options
+        {coarsening} is the factor between three levels, the coarsest of 16 blocks.
+    tried
+        Options that are added, one after the other; of several the best are taken.
+    """
+
+    title: str
+    group: Group
+    options: str
+    tried: tuple[str, ...] = ("",)
+
+
+def rates(*values: float) -> tuple[str, ...]:
+    """Return learning rates to try."""
+    return tuple(f"-snes_torchoptim_lr {rate:g}" for rate in values)
+
+
 EVERY = "-resnet_accuracy_interval 5"
-
-
-def below(text: str) -> str:
-    """Return the options of a tree for the same tree as an NPC."""
-    return " ".join(f"-npc_{word[1:]}" if word.startswith("-") else word for word in text.split())
-
-
-SINGLE = ("lbfgs10", "lbfgs100", "metric", "adam.001", "adam.01", "adam.1", "ssbroyden", "frozen")
-PLAIN = ("plain", "plain_quick", "plain_adam")  # nested iteration that hands over the unknowns only
+FUNCTION = "-dm_metric function -fas_coarse_snes_qn_m 100 -fas_levels_snes_qn_m 100"
+NESTED = f"-snes_type fas -snes_fas_type nested {FUNCTION}"
+BROYDEN = "-fas_coarse_snes_qn_type ssbroyden"
+BOTH = "-dm_hierarchy samples,depth"
+ADAM = "-snes_type torchoptim"
+ON_LEVELS = "-fas_coarse_snes_type torchoptim -fas_levels_snes_type torchoptim -snes_fas_type nested -snes_type fas"
+LEVELS = tuple(f"-dm_levels 3 -dm_coarsening {{coarsening{blocks}}}" for blocks in (16, 64))
+STEPS = tuple(f"-snes_fas_smoothing [2,{k // 5},{{{{{k}}}}}]" for k in (50, 100, 200, 400))
+SCHEDULES = tuple(" ".join(pair) for pair in product(LEVELS, STEPS))
+OF_ADAM = tuple(
+    f"{levels} -snes_fas_smoothing [2,{k // 5},{{{{{k}}}}}] "
+    f"-fas_coarse_snes_torchoptim_lr {rate} -fas_levels_snes_torchoptim_lr {rate}"
+    for levels, k, rate in product(LEVELS, (200, 1000), (0.01, 0.03))
+)
+CYCLES = f"{NESTED} {BROYDEN} {BOTH} -snes_fas_type full -snes_fas_nested_steps 200"
 TREES = {
-    "lbfgs10": ("L-BFGS, m = 10", f"-snes_type qn {EVERY}"),
-    "lbfgs100": ("L-BFGS, m = 100", f"-snes_type qn -snes_qn_m 100 {EVERY}"),
-    "metric": (
-        "L-BFGS, m = 100, metric of functions",
-        f"-snes_type fas {LEVELS} -dm_levels 1 -snes_fas_smoothcoarse 5 -fas_coarse_snes_qn_m 100",
+    "frozen": Tree("blocks frozen, L-BFGS", "control", f"-snes_type qn -snes_qn_m 100 -resnet_freeze blocks {EVERY}"),
+    "adam": Tree("Adam", "one level", f"{ADAM} {EVERY}", rates(0.001, 0.003, 0.01, 0.03, 0.1)),
+    "lbfgs": Tree("L-BFGS, m = 100", "one level", f"-snes_type qn -snes_qn_m 100 {EVERY}"),
+    "metric": Tree(
+        "L-BFGS, metric of functions",
+        "one level",
+        "-snes_type fas -dm_levels 1 -dm_metric function -snes_fas_smoothcoarse 5",
+        ("-fas_coarse_snes_qn_m 10", "-fas_coarse_snes_qn_m 100"),
     ),
-    "adam.001": ("Adam, lr = 0.001", f"-snes_type torchoptim -snes_torchoptim_lr 0.001 {EVERY}"),
-    "adam.01": ("Adam, lr = 0.01", f"{STEPS} {EVERY}"),
-    "adam.1": ("Adam, lr = 0.1", f"-snes_type torchoptim -snes_torchoptim_lr 0.1 {EVERY}"),
-    "ssbroyden": ("SS-Broyden", f"-snes_type qn -snes_qn_type ssbroyden {EVERY}"),
-    "frozen": ("control: blocks frozen, L-BFGS", f"-snes_type qn -snes_qn_m 100 -resnet_freeze blocks {EVERY}"),
-    "plain": ("nested iteration", f"{NESTED} -snes_fas_lift_pairs false"),
-    "plain_quick": ("nested iteration, quick", f"{NESTED} {QUICK} -snes_fas_lift_pairs false"),
-    "plain_adam": (
-        "nested iteration, quick, Adam, lr = 0.01",
-        f"{STEPS} -snes_npc_lag 1000000 {below(f'{NESTED} {QUICK} -snes_fas_lift_pairs false')} {EVERY}",
+    "ssbroyden": Tree(
+        "SS-Broyden, metric of functions",
+        "one level",
+        f"-snes_type fas -dm_levels 1 -dm_metric function -snes_fas_smoothcoarse 5 {BROYDEN}",
     ),
-    "nested": ("nested iteration, pairs lifted", NESTED),
-    "nested_quick": ("nested iteration, quick, pairs lifted", f"{NESTED} {QUICK}"),
-    "linear": ("nested, quick, pairs lifted, linear", f"{NESTED} {QUICK} -dm_prolongation linear"),
-    "half": (
-        "nested from half the blocks, pairs lifted",
-        f"{NESTED} -dm_levels 2 -dm_coarsening 2 -snes_fas_smoothing [5,{{{{400}}}}]",
+    "plain": Tree("nested iteration, L-BFGS", "plain nested iteration", f"{NESTED} -snes_fas_lift false", SCHEDULES),
+    "plain_adam": Tree("nested iteration, Adam", "plain nested iteration", ON_LEVELS, OF_ADAM),
+    "pairs": Tree("nested, L-BFGS, pairs lifted", "levels", NESTED, SCHEDULES),
+    "inverse": Tree("nested, SS-Broyden, its inverse lifted", "levels", f"{NESTED} {BROYDEN}", SCHEDULES),
+    "both_plain": Tree(
+        "nested in depth and samples, L-BFGS, nothing lifted",
+        "levels",
+        f"{NESTED} {BOTH} -snes_fas_lift false",
+        SCHEDULES,
     ),
-    "full": ("FAS full, pairs lifted", f"{CYCLES} full"),
-    "vcycle": ("FAS V", f"{CYCLES} multiplicative"),
-    "ngmres": ("NGMRES + FAS full", f"-snes_type ngmres {below(f'{CYCLES} full')}"),
-    "qn": ("L-BFGS + FAS full", f"-snes_type qn -snes_qn_m 100 {below(f'{CYCLES} full')}"),
-    "rmtr": ("RMTR", f"-snes_type rmtr {LEVELS}"),
+    "both": Tree(
+        "nested in depth and samples, SS-Broyden, its inverse lifted", "levels", f"{NESTED} {BOTH} {BROYDEN}", SCHEDULES
+    ),
+    "full": Tree(
+        "the same, then V-cycles",
+        "levels",
+        CYCLES,
+        tuple(f"{of} -snes_fas_smoothing [2,5,{{{{10}}}}]" for of in LEVELS),
+    ),
+    "rmtr": Tree("RMTR", "levels", "-snes_type rmtr -dm_metric function", LEVELS),
 }
 
 
-def job(tree: str, problem: str, blocks: int, seed: int, given: argparse.Namespace) -> Job:
-    """Return the run of a tree."""
-    text = TREES[tree][1].format(factor=math.isqrt(blocks // COARSEST))
-    data = f"-data_path {given.mnist}" if problem == "mnist" else ""
-    network = f"{PROBLEMS[problem].options} {data} -resnet_blocks {blocks} -resnet_beta {0.01 / blocks} -seed {seed}"
-    return Job(
-        "resnet", f"{problem}-{blocks}-{tree}-{seed}", f"{network} {text} {ENDLESS}", given.seconds, given.output
-    )
+@dataclass(frozen=True)
+class Study:
+    """Where files are, and what runs are given."""
+
+    folder: Path
+    mnist: Path
+    seconds: float | None  # of every run, instead of the problem's
+    tuning: Sequence[int]  # seeds
+
+    def budget(self, problem: str) -> float:
+        """Return the core-seconds of a run."""
+        return self.seconds or PROBLEMS[problem].seconds
+
+    def table(self, tree: str, added: str, problem: str, blocks: int, seed: int) -> Table | None:
+        """Return the history of a run, which is made if it is not there; None if it failed."""
+        training = PROBLEMS[problem]
+        factors = {f"coarsening{coarsest}": math.isqrt(blocks // coarsest) for coarsest in (16, 64)}
+        text = f"{TREES[tree].options} {added}".format(**factors)
+        data = f"-data_path {self.mnist}" if problem == "mnist" else ""
+        beta = training.beta / (blocks if training.penalty == "sum" else 1)
+        network = f"{training.options} {data} -resnet_penalty {training.penalty} -resnet_beta {beta}"
+        network += f" -resnet_blocks {blocks} -seed {seed}"
+        if seed in self.tuning:
+            network += f" -resnet_stop_accuracy {training.accuracy}"
+        name = f"{problem}-{blocks}-{tree}-{TREES[tree].tried.index(added)}-{seed}"
+        run = Job("resnet", name, f"{network} {text} {ENDLESS}", self.budget(problem), self.folder)
+        fault = run.run()
+        print(f"{run.name}: {fault or 'done'}", flush=True)
+        if fault:
+            return None
+        table = run.table()
+        table["cpu_seconds"] -= table["cpu_seconds"][0] + np.cumsum(table["measuring"]) - table["measuring"][0]
+        return table
+
+    def best(self, tree: str, problem: str, blocks: int) -> str:
+        """Return the options that a tree is fastest with on the seeds for tuning."""
+        # Three levels of 16 or more blocks.
+        tried = [t for t in TREES[tree].tried if not ("coarsening64" in t and blocks < 256)]
+        if len(tried) == 1:
+            return tried[0]
+        accuracy, late = PROBLEMS[problem].accuracy, 2 * self.budget(problem)
+
+        def mean(added: str) -> float:
+            tables = [self.table(tree, added, problem, blocks, seed) for seed in self.tuning]
+            reached = [first(t, "cpu_seconds", t["accuracy_validation"] >= accuracy) for t in tables if t is not None]
+            return float(np.mean([min(time, late) for time in reached] + [late] * (len(tables) - len(reached))))
+
+        return min(tried, key=mean)
 
 
 def first(table: Table, column: str, reached: np.ndarray) -> float:
@@ -134,53 +228,58 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
 
 
 def rows(
-    problem: str, found: dict[str, dict[int, Table]], seeds: int
+    problem: str, found: dict[str, dict[int, Table]], chosen: dict[str, str], seeds: int
 ) -> tuple[list[list[str]], dict[str, list[float]]]:
-    """Return a row a tree, and the median times over all seeds; a run that failed counts as infinite."""
+    """Return a row a tree, and the median times over all seeds; a run that failed counts as infinite.
+
+    The control has no part in the least loss: it minimises another one.
+    """
+    trained = {tree: tables for tree, tables in found.items() if TREES[tree].group != "control"}
     least = {
-        seed: min(float(np.nanmin(tables[seed]["objective"])) for tables in found.values() if seed in tables)
-        for seed in {seed for tables in found.values() for seed in tables}
+        seed: min(float(np.nanmin(tables[seed]["objective"])) for tables in trained.values() if seed in tables)
+        for seed in {seed for tables in trained.values() for seed in tables}
     }
     lines, medians = [], {}
     for tree, tables in found.items():
         taken = {
             c: np.array(
-                [milestones(t, PROBLEMS[problem].accuracy, least[s], c) for s, t in tables.items()]
+                [milestones(t, PROBLEMS[problem].accuracy, least.get(s, -np.inf), c) for s, t in tables.items()]
                 + [[np.inf] * len(TIMES)] * (seeds - len(tables))
             )
             for c in ("cpu_seconds", "gradients_work")
         }
         medians[tree] = [float(x) for x in np.median(taken["cpu_seconds"], axis=0)]
         best = np.median([np.nanmax(t["accuracy_validation"]) for t in tables.values()])
-        loss = np.median([np.nanmin(t["objective"]) / least[s] for s, t in tables.items()])
+        loss = np.median([np.nanmin(t["objective"]) / least.get(s, np.nan) for s, t in tables.items()])
         lines.append(
-            [TREES[tree][0]]
+            [TREES[tree].title]
             + [cell(x) for x in taken["cpu_seconds"].T]
             + [cell(x, 0) for x in taken["gradients_work"].T]
-            + [f"{best:.4f}", f"{loss:.3f}"]
+            + [f"{best:.4f}", f"{loss:.3f}", chosen[tree].replace("{{", "{").replace("}}", "}")]
         )
     return lines, medians
 
 
 def verdict(medians: dict[str, list[float]]) -> str:
     """Say how the multilevel trees compare with the best that has no levels, and with plain nested iteration."""
-    groups = {
-        "one level": [t for t in medians if t in SINGLE and t != "frozen"],
-        "plain nested iteration": [t for t in medians if t in PLAIN],
-    }
-    many = [t for t in medians if t not in SINGLE and t not in PLAIN]
+
+    def of(group: Group) -> list[str]:
+        return [tree for tree in medians if TREES[tree].group == group]
+
     said = []
+    others: tuple[Group, Group] = ("one level", "plain nested iteration")
     for k, what in enumerate(TIMES):
-        for name, trees in groups.items():
-            if not many or not trees:
+        for name in others:
+            if not of("levels") or not of(name):
                 continue
-            (ours, us), (theirs, them) = (min((medians[t][k], t) for t in of) for of in (many, trees))
+            ours, us = min((medians[tree][k], tree) for tree in of("levels"))
+            theirs, them = min((medians[tree][k], tree) for tree in of(name))
             if not np.isfinite(ours):
                 said.append(f"- {what}: no tree of many levels gets there")
             elif not np.isfinite(theirs):
-                said.append(f"- {what}: {TREES[us][0]} {ours:.2f} s; none of {name} gets there")
+                said.append(f"- {what}: {TREES[us].title} {ours:.2f} s; none of {name} gets there")
             else:
-                pair = f"{TREES[us][0]} {ours:.2f} s; {TREES[them][0]}, the best of {name}, {theirs:.2f} s"
+                pair = f"{TREES[us].title} {ours:.2f} s; {TREES[them].title}, the best of {name}, {theirs:.2f} s"
                 said.append(f"- {what}: {pair}: {theirs / ours:.1f} times")
     return "\n".join(said)
 
@@ -203,7 +302,7 @@ def draw(everything: dict[tuple[str, int], dict[str, dict[int, Table]]], path: P
         place.set_xlabel("core-seconds")
         place.grid(alpha=0.25)
     places[0][0].set_ylabel("loss")
-    labels = [TREES[tree][0] for tree in lines]
+    labels = [TREES[tree].title for tree in lines]
     figure.legend(list(lines.values()), labels, loc="center right", fontsize=7, frameon=False, handlelength=3.5)
     figure.tight_layout(rect=(0, 0, 1 - 2.8 / figure.get_figwidth(), 1))
     figure.savefig(path, dpi=130)
@@ -214,30 +313,29 @@ def main(arguments: Sequence[str]) -> None:
     """Run what is asked for and is not there yet; write tables, verdicts and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=TREES, default=list(TREES), metavar="TREE")
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=["disk", "spirals", "long"])
-    parser.add_argument("--blocks", nargs="+", type=int, default=[256])
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=["disk", "spirals", "turns"])
+    parser.add_argument("--blocks", nargs="+", type=int, default=[1024])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--seconds", type=float, default=5.0, help="core-seconds of every run, start-up included")
+    parser.add_argument("--tuning", nargs="+", type=int, default=[5, 6, 7], help="other seeds, to choose numbers on")
+    parser.add_argument("--seconds", type=float, help="core-seconds of every run, start-up included")
     parser.add_argument("--mnist", type=Path, default=Path("mnist"), help="folder of its files")
     parser.add_argument("--output", type=Path, default=Path("depth"))
     given = parser.parse_args(arguments)
     given.output.mkdir(parents=True, exist_ok=True)
-    heads = ["tree", *(f"s {t}" for t in TIMES), *(f"work {t}" for t in TIMES), "best accuracy", "loss / L*"]
+    study = Study(given.output, given.mnist, given.seconds, given.tuning)
+    heads = ["tree", *(f"s {t}" for t in TIMES), *(f"work {t}" for t in TIMES), "best accuracy", "loss / L*", "chosen"]
     texts: list[str] = []
     everything: dict[tuple[str, int], dict[str, dict[int, Table]]] = {}
     for problem in given.problems:
         for blocks in given.blocks:
+            chosen = {tree: study.best(tree, problem, blocks) for tree in given.only}
             found: dict[str, dict[int, Table]] = {}
             for seed in given.seeds:
-                for tree in [t for t in given.only if t != "ssbroyden" or blocks <= DENSE]:
-                    run = job(tree, problem, blocks, seed, given)
-                    fault = run.run()
-                    print(f"{run.name}: {fault or 'done'}", flush=True)
-                    if not fault:
-                        table = run.table()
-                        table["cpu_seconds"] -= table["cpu_seconds"][0]
+                for tree, added in chosen.items():
+                    table = study.table(tree, added, problem, blocks, seed)
+                    if table is not None:
                         found.setdefault(tree, {})[seed] = table
-            lines, medians = rows(problem, found, len(given.seeds))
+            lines, medians = rows(problem, found, chosen, len(given.seeds))
             title = f"{PROBLEMS[problem].title}, {blocks} blocks, to accuracy {PROBLEMS[problem].accuracy}"
             texts.append(f"## {title}\n\n{markdown([heads, *lines])}\n\n{verdict(medians)}")
             everything[problem, blocks] = found

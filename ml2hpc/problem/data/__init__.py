@@ -46,7 +46,9 @@ class DataOptions:
         "circles (with a gap), disk (without), spirals: drawn in the plane; mnist, cifar10, libsvm: from -data_path; "
         "digits: scikit-learn's",
     )
-    turns: float = option(1.5, "turns of each of the spirals; more of them need deeper networks", above=0.0, below=math.inf)
+    turns: float = option(
+        1.5, "turns of each of the spirals; more of them need deeper networks", above=0.0, below=math.inf
+    )
     path: str = option("", "folder of MNIST's or CIFAR-10's binary files, or the LIBSVM file")
     train: int | None = option(None, "training samples (2000 drawn ones, of a file 60 %)", at_least=1)
     validation: int | None = option(

@@ -29,7 +29,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "smoothcoarse": (FAS, "1"),
     "smoothing": (FAS, "[(1),1,{2}]"),
     "use_coarse_correction_linesearch": (f"{FAS} -snes_linesearch_damping 0.5", "false"),
-    "lift_pairs": (f"{FAS} -snes_fas_type full", "false"),
+    "lift": (f"{FAS} -snes_fas_type full", "false"),
     "damping": (f"{FAS} -snes_fas_use_coarse_correction_linesearch false", "0.7"),
     "nested_steps": (f"{FAS} -snes_fas_type full", "7"),
     "share": (SAMPLED, "true"),
