@@ -566,7 +566,7 @@ def test_a_coarser_inverse_is_where_limited_memory_starts(count, library):
         x = x + s
         if k != 1:
             s, y = rest @ s, rest @ (a @ s)
-            gamma = s @ y / (y @ y) if s @ y > 0 else gamma
+            gamma = float(s @ y / (y @ y)) if s @ y > 0 else gamma
     if count:
         assert fine.scale == pytest.approx(float(stored[-1][0] @ stored[-1][1] / (stored[-1][1] @ stored[-1][1])))
         assert gamma != 0.3 or count == 2

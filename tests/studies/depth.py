@@ -63,7 +63,7 @@ PROBLEMS = {
         "-data_set spirals -data_turns 3 -resnet_final_time 5 -data_train 8000 -data_validation 4000",
         0.99,
         0.003,
-        24.0,
+        16.0,
     ),
     "long": Training(
         "spirals, width 2, T = 20", "-data_set spirals -resnet_width 2 -resnet_final_time 20", 0.99, 0.01, 9.0
