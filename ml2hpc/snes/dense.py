@@ -126,7 +126,8 @@ class DenseInverse(Inverse):
             return
         self._matrix.update(u, w, updates)
         self._known = (g_new, new, known)
-        self._scale = float(torch.dot(s, new - old)) / float(torch.dot(new - old, new - old))
+        change = new - old
+        self._scale = float(torch.dot(s, change)) / float(torch.dot(change, change))
         self._pairs += any(update is not None for update in updates)
 
     def _begin(self, s: Tensor, y: Tensor) -> Tensor:

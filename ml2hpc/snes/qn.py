@@ -236,6 +236,8 @@ class QuasiNewton(DirectionMethod):
             blocks = f" in {len(self._parts)} diagonal blocks, by layers" if o.blocks == "layers" else ""
             numbers = sum(n * (n + 1) // 2 for n in (part.stop - part.start for part in self._parts))
             lines.append(f"dense inverse{blocks}: {numbers} numbers over all ranks")
+        if isinstance(self.inverse, CompactLBFGS) and self.inverse.start is not None:
+            lines.append("start matrix: the inverse of the next coarser level, and a multiple of the identity")
         if o.momentum < 1.0:
             lines.append(f"momentum: {o.momentum:g} of the new direction")
         return [*lines, f"secant pairs from: {o.pairs}"]

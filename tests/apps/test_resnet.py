@@ -303,6 +303,7 @@ def test_restart_with_other_data_is_refused(runs: Path) -> None:
     for other, message in (
         ("-seed 1", "data is"),
         ("-resnet_beta 0", "loss is"),
+        ("-resnet_penalty integral", "loss is"),
         ("-resnet_freeze blocks", "start is"),
     ):
         done = launch(runs, 1, f"-restart half.h5 {other} -output other.h5")

@@ -18,6 +18,7 @@ from ml2hpc.problem.resnet import ResNetModel, ResNetProblem, Samples
 from ml2hpc.problem.transfer import Coarsening
 from ml2hpc.snes import SNES, Point, Reason
 from ml2hpc.snes.fas import FullApproximation
+from ml2hpc.snes.limited import CompactLBFGS
 from ml2hpc.snes.qn import QuasiNewton
 from tests.problem.small import random
 from tests.snes.poisson import Interpolation, Poisson
@@ -53,6 +54,20 @@ def history(solver: SNES, values: list[float] | None = None) -> list[float]:
 
     solver.observe = observe
     return norms
+
+
+def straight_is_resumed(comm: Any, options: str, problem: Problem, x: torch.Tensor, iterations: int) -> None:
+    """So many iterations give the same bits as half of them, the state through a file, and the rest."""
+    expected = tree(f"{options} -snes_max_it {iterations}", problem).solve(x)
+    first = tree(f"{options} -snes_max_it {iterations // 2}", problem)
+    half = first.solve(x)
+    state = first.state()
+    image = to_image(state, "state") if comm.rank == 0 else None
+    second = tree(f"{options} -snes_max_it {iterations}", problem)
+    second.load(from_image(comm.bcast(image), "state"))
+    g = half.g.clone()
+    point = second.resume(Point(half.x.clone(), half.f, g, g))
+    assert torch.equal(point.x, expected.x) and point.f == expected.f
 
 
 # ---- rates and work --------------------------------------------------------------------------------------------------
@@ -274,15 +289,32 @@ def test_a_lifted_inverse_spares_the_finer_levels_what_the_coarsest_has_learnt(c
 
 @pytest.mark.parametrize(("lift", "least", "most"), [("true", 0.0, 1e-13), ("false", 1e-2, 1.0)])
 def test_a_lifted_inverse_is_newtons(comm, lift, least, most):
-    """A quadratic of n unknowns: n exact searches on half of the samples find the inverse Hessian of all."""
+    """A quadratic of n unknowns: n exact searches on half of the samples find the inverse Hessian of all.
+
+    The finest level takes the whole step.
+    """
     a, centres = matrix(6), random(6 * 16, 4).view(16, 6)
     problem = Analytic(world(comm), lambda x, d: 0.5 * (x - d) @ (a @ (x - d)), 6, centres)
-    exact = " ".join(f"-fas_{level}_snes_linesearch_type ncglinear" for level in ("coarse", "levels"))
+    exact = "-fas_coarse_snes_linesearch_type ncglinear -fas_levels_snes_linesearch_type none"
     options = f"{DENSE.replace('ssbroyden', 'bfgs')} -dm_hierarchy samples -dm_levels 2 -snes_fas_smoothing [1,{{6}}]"
     solver = tree(f"{options} {exact} -snes_fas_type kaskade -snes_fas_lift {lift} {MANY} -snes_max_it 1", problem)
     point = solver.solve(torch.linspace(-1, 2, 6, dtype=torch.float64))
     solved = centres[::2].mean(0)  # the coarse level's minimum
     assert least <= float(point.g.norm() / problem.gradient(solved).norm()) < most
+    assert ("start matrix: the inverse of the next coarser level" in solver.view()) == (lift == "true")
+
+
+def test_a_lifted_inverse_has_the_scale_of_the_coarsest_level_beside_it(comm):
+    """Until the finer level has a pair of its own."""
+    problem = network(comm, 16)
+    solver = tree(f"{DENSE} -dm_levels 2 -snes_fas_smoothing [0,{{7}}] -snes_max_it 1", problem)
+    solver.solve(parameters(problem))
+    (_, fine), (_, coarse) = solver.method.inner()
+    assert isinstance(fine.method, QuasiNewton)
+    assert isinstance(coarse.method, QuasiNewton)
+    assert isinstance(fine.method.inverse, CompactLBFGS)
+    assert fine.method.inverse.start is not None
+    assert fine.method.inverse.start.gamma == coarse.method.inverse.scale not in (0.0, 1.0)
 
 
 @pytest.mark.parallel(1, 2)
@@ -291,17 +323,7 @@ def test_a_restart_with_a_lifted_inverse_is_the_straight_run(comm, more):
     """Three levels: the middle one starts from a dense matrix, the finest from the middle one's pairs above it."""
     problem = network(comm, 16)
     options = f"{DENSE} -dm_metric function -snes_fas_smoothing {'[2,2,3,{8}]' if 'full' in more else '[2,3,{8}]'}"
-    options = f"{options} {more} {MANY} -snes_max_it"
-    expected = tree(f"{options} 4", problem).solve(parameters(problem))
-    first = tree(f"{options} 2", problem)
-    half = first.solve(parameters(problem))
-    state = first.state()
-    image = to_image(state, "state") if comm.rank == 0 else None
-    second = tree(f"{options} 4", problem)
-    second.load(from_image(comm.bcast(image), "state"))
-    g = half.g.clone()
-    point = second.resume(Point(half.x.clone(), half.f, g, g))
-    assert torch.equal(point.x, expected.x) and point.f == expected.f
+    straight_is_resumed(comm, f"{options} {more} {MANY}", problem, parameters(problem), 4)
 
 
 def test_steps_in_the_metric_of_functions_do_not_vanish_with_the_step_in_time(comm):
@@ -619,18 +641,8 @@ def test_a_matrix_of_no_preconditioner_is_refused(comm, npc):
 @pytest.mark.parametrize("smoothing", ["[1,2,{4}]", "[(2),(2),{3}]"])
 @pytest.mark.parametrize("kind", ["ssbroyden", "lbfgs"])
 def test_a_restart_with_one_matrix_is_the_straight_run(comm, kind, smoothing):
-    options = f"{SHARED.replace('ssbroyden', kind)} -snes_fas_smoothing {smoothing} -snes_max_it"
-    x = torch.linspace(-1, 2, 6, dtype=torch.float64)
-    expected = tree(f"{options} 6", curved(comm)).solve(x)
-    first = tree(f"{options} 3", curved(comm))
-    half = first.solve(x)
-    state = first.state()
-    image = to_image(state, "state") if comm.rank == 0 else None
-    second = tree(f"{options} 6", curved(comm))
-    second.load(from_image(comm.bcast(image), "state"))
-    g = half.g.clone()
-    point = second.resume(Point(half.x.clone(), half.f, g, g))
-    assert torch.equal(point.x, expected.x) and point.f == expected.f
+    options = f"{SHARED.replace('ssbroyden', kind)} -snes_fas_smoothing {smoothing}"
+    straight_is_resumed(comm, options, curved(comm), torch.linspace(-1, 2, 6, dtype=torch.float64), 6)
 
 
 @pytest.mark.parametrize(

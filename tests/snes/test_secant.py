@@ -550,6 +550,10 @@ def test_a_coarser_inverse_is_where_limited_memory_starts(count, library):
     coarse, n, memory = dense("ssbroyden"), 2 * N - 1, 4
     for s, y, g, g_new in pairs(6):
         coarse.update(s, y, g, g_new, None)
+        assert coarse.scale == pytest.approx(float(s @ y / (y @ y)), rel=1e-9)
+    read = dense("ssbroyden")
+    read.load(coarse.state())
+    assert read.scale == coarse.scale
     masses = torch.tensor([1.0] + [2.0] * (N - 1), dtype=torch.float64)
     fine = CompactLBFGS(Replicated(n, torch.float64), memory, scaled=True, library=library)
     fine.start = CoarseStart(fine.space, coarse, Constants(), masses, 0.3)
