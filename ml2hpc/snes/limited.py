@@ -146,11 +146,11 @@ class CompactLBFGS(Inverse):
 
         t = g - Y R^-1 S'g,   h = H_0 t,   H g = h + S R^-T (D R^-1 S'g - Y'h)
         """
-        r, none = self._middle.inverse, torch.zeros_like(sg)
-        q = r @ sg
-        h = start.apply(self._rows.combination(torch.cat([none, -q]), 1.0, g))
-        p = r.T @ (self._middle.sy * q - self._products(h, h)[0, 1])
-        return self._rows.combination(torch.cat([p, none]), 1.0, h)
+        s, y = self._rows.part(0, self.memory), self._rows.part(self.memory, 2 * self.memory)
+        q = self._middle.inverse @ sg
+        h = start.apply(y.combination(-q, 1.0, g))
+        p = self._middle.inverse.T @ (self._middle.sy * q - y.products(h, h)[0])
+        return s.combination(p, 1.0, h)
 
     def _products(self, x: Tensor, y: Tensor) -> Tensor:
         """Return S'x, Y'x, S'y, Y'y, shape (2, 2, memory). Collective if sharded."""

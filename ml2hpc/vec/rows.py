@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from typing import Any
 
@@ -39,6 +40,12 @@ class Rows:
             combination = library.function("rows_combination", space.dtype)
             combination.argtypes = [pointer, long, long, pointer, number, pointer, pointer, threads]
             self._kernels = products, combination
+
+    def part(self, first: int, last: int) -> Rows:
+        """Return the rows first..last-1, in the same memory. Not collective."""
+        part = copy.copy(self)
+        part.values = self.values[first:last]
+        return part
 
     def products(self, x: Tensor, y: Tensor) -> Tensor:
         """Return A x and A y, shape (2, count). Collective if sharded."""

@@ -54,6 +54,18 @@ def test_both_passes_equal_those_in_double_precision(
     assert ((found - (a.T @ weights.double() - 0.25 * y.double())).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("found", [kernels.load(), None], ids=["compiled", "torch"])
+def test_a_part_is_some_of_the_rows_in_the_same_memory(found: kernels.Library | None) -> None:
+    rows = filled(9, 101, found)
+    part, x, weights = rows.part(2, 6), numbers(101), torch.zeros(9, dtype=torch.float64)
+    weights[2:6] = numbers(4)
+    torch.testing.assert_close(part.products(x, 2 * x), rows.products(x, 2 * x)[:, 2:6], rtol=1e-14, atol=1e-13)
+    expected = rows.combination(weights, 0.5, x)
+    torch.testing.assert_close(part.combination(weights[2:6], 0.5, x), expected, rtol=1e-14, atol=1e-13)
+    rows.values[3] = 0.0
+    assert not part.values[1].any() and len(rows.values) == 9
+
+
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", SETS)
