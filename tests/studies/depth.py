@@ -11,8 +11,8 @@ Every tree has the same core-seconds, start-up included. The table has the media
 evaluation on and without those that accuracies take, over the seeds to a validation accuracy, and to a loss of 10 % and
 of 2 % above the least that any tree finds for that seed; a seed that does not get there counts as infinite. Work is in
 gradients of the finest level. In brackets: seeds that got there. beta is such that networks of any depth discretise one
-problem. Accuracies are measured every 5 steps on the finest level, or after each cycle. A
-run that is done is not run again.
+problem. Accuracies are measured every 5 steps on the finest level, or after each cycle. A run that is done is not run
+again.
 """
 
 from __future__ import annotations
