@@ -74,4 +74,4 @@ def test_a_restart_with_a_lifted_inverse_is_the_straight_run(comm, more):
     """Three levels: the middle one starts from a dense matrix, the finest from the middle one's pairs above it."""
     problem = network(comm, 16)
     options = f"{DENSE} -dm_metric function -snes_fas_smoothing {'[2,2,3,{8}]' if 'full' in more else '[2,3,{8}]'}"
-    straight_is_resumed(comm, f"{options} {more} {MANY}", problem, parameters(problem), 4)
+    straight_is_resumed(comm, f"{options} {more} {MANY}", problem, parameters(problem), 2)
