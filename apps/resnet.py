@@ -253,12 +253,14 @@ def restricted(training: Training, problem: ResNetProblem) -> tuple[Problem, Ten
 def identity_of(run: Run, training: Training) -> Tree:
     """Return what has to agree for a restart."""
     o, data, model = training.options.training, training.options.data, training.model
+    seed = run.options.seed if data.seed is None else data.seed
+    turns = f"{data.turns:g} turns, " if data.set == "spirals" else ""
     sizes = ", ".join(f"{len(s)} {name}" for name, s in training.data.parts.items())
     return {
         "problem": f"resnet on {data.set}",
         "network": f"{model.architecture.view()}, {len(training.start)} parameters",
         "dtype": run.options.dtype,
-        "data": f"{sizes}, normalize {data.normalize}, seed {run.options.seed if data.seed is None else data.seed}",
+        "data": f"{turns}{sizes}, normalize {data.normalize}, seed {seed}",
         "loss": f"{o.loss}, beta {o.beta:g}, {o.penalty} over blocks, chunks of {o.chunk}",
         "start": f"seed {run.options.seed}, frozen: {o.freeze}",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ml2hpc.dm import Transfer
@@ -14,8 +15,8 @@ class CoarseStart:
 
     Where L on the coarser level is L at interpolated unknowns, its Hessian is I' A I, and I H_c I' is what Newton's
     method would do in the range of I. The rest, corrections that the coarser level does not see, has a scale of its
-    own: gamma = s'y / y'y of what is left there of the newest pair. M - I' I is diagonally dominant, so H_0 is
-    positive.
+    own: gamma = s'y / y'y of what is left there of the newest pair, unless that is rounding. As y has the coupling of
+    both, it is a careful one. M - I' I is diagonally dominant, so H_0 is positive.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ class CoarseStart:
     masses
         The row sums of I' I, shape (n_local,) on the coarser level.
     gamma
-        Until there is a pair.
+        Of the rest until there is a pair.
     """
 
     def __init__(self, space: VectorSpace, inverse: Inverse, transfer: Transfer, masses: Tensor, gamma: float) -> None:
@@ -42,11 +43,11 @@ class CoarseStart:
         return self._transfer.prolong(light).add_(g, alpha=self.gamma)
 
     def learn(self, s: Tensor, y: Tensor) -> None:
-        """Take gamma from a pair, unless its rest has no positive curvature. Collective."""
-        s, y = self._rest(s), self._rest(y)
-        sy, yy = self._space.dots((s, y), (y, y))
-        if sy > 0.0:
-            self.gamma = sy / yy
+        """Take gamma from a pair, unless its rest is rounding or has no positive curvature. Collective."""
+        r, q = self._rest(s), self._rest(y)
+        rq, qq, rr, ss = self._space.dots((r, q), (q, q), (r, r), (s, s))
+        if rq > 0.0 and rr > torch.finfo(s.dtype).eps * ss:
+            self.gamma = rq / qq
 
     def _rest(self, v: Tensor) -> Tensor:
         return v - self._transfer.prolong(self._transfer.restrict(v) / self._masses)

@@ -199,7 +199,7 @@ class DenseInverse(Inverse):
         for block, start, pairs in zip(self._blocks, state["starts"], state["block_pairs"], strict=True):
             block.start, block.pairs = float(start), int(pairs)
         self._matrix.load(state["matrix"])
-        self._scale = float(state["scale"])
+        self._scale = float(state.get("scale", 1.0))
         if "g" in state:
             whole, product = (torch.from_numpy(state[k]).to(self.space.device, copy=True) for k in ("g", "hg"))
             self._known = (self.space.local(whole), whole, product)

@@ -164,7 +164,7 @@ class CompactLBFGS(Inverse):
         self._middle.learn(place, products[0])
         self._known = (g_new, products[1])
         self._learnt += 1
-        if self.start is not None:
+        if self.start is not None and self.scaled:
             self.start.learn(s, y)
 
     def lift(self, coarse: CompactLBFGS, prolong: Callable[[Tensor], Tensor], masses: Tensor) -> None:

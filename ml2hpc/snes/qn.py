@@ -88,6 +88,7 @@ class QuasiNewton(DirectionMethod):
         self._previous: Tensor | None = None  # the residual of the step before, for Powell's test
         self._learnt: Point | None = None  # where the last step ended
         self._accepted = 0  # steps since the last reset
+        self._lifted = False  # the memory comes from a coarser level, for the next solve
         self._gamma: float | None = None  # of a loaded state whose start matrix is a coarser level's
 
     def _check(self, solver: SNES) -> None:
@@ -119,7 +120,8 @@ class QuasiNewton(DirectionMethod):
     def begin(self, solver: SNES) -> None:
         self._learnt = None
         self._previous = None
-        if not self.options.recycle:
+        lifted, self._lifted = self._lifted, False
+        if not self.options.recycle and not lifted:
             self.reset()
             assert solver.linesearch is not None
             solver.linesearch.forget()
@@ -184,7 +186,8 @@ class QuasiNewton(DirectionMethod):
         if isinstance(there, CompactLBFGS) and there.start is None:
             here.lift(there, transfer.prolong, masses)
         elif not there.blank:
-            here.start = CoarseStart(here.space, there, transfer, masses, there.scale)
+            here.start = CoarseStart(here.space, there, transfer, masses, there.scale if here.scaled else 1.0)
+        self._lifted = True
         self._accepted = coarse._accepted
 
     def relink(self, coarse: Method, transfer: Transfer, masses: Tensor) -> None:

@@ -310,6 +310,12 @@ def test_restart_with_other_data_is_refused(runs: Path) -> None:
         assert done.returncode == 1 and "the checkpoint of another job" in done.stderr and message in done.stderr
 
 
+def test_restart_with_other_spirals_is_refused(tmp_path: Path) -> None:
+    succeed(tmp_path, 1, "-data_set spirals -snes_max_it 1")
+    done = launch(tmp_path, 1, "-restart run.h5 -data_turns 3")
+    assert done.returncode == 1 and "data is 1.5 turns" in done.stderr
+
+
 def test_help_needs_no_data(tmp_path: Path) -> None:
     out = succeed(tmp_path, 1, "-data_set mnist -help")
     for name in ("-resnet_scheme", "-resnet_freeze", "-data_normalize", "-resnet_stop_accuracy"):

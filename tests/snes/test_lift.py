@@ -68,6 +68,33 @@ def test_a_lifted_inverse_has_the_scale_of_the_coarsest_level_beside_it(comm):
     assert fine.method.inverse.start.gamma == coarse.method.inverse.scale not in (0.0, 1.0)
 
 
+def test_what_is_lifted_is_for_the_next_solve_even_without_recycling(comm):
+    problem = network(comm, 16)
+    common = f"{DENSE} -dm_levels 2 -snes_fas_smoothing [3,{{7}}] -fas_levels_snes_qn_recycle false -snes_max_it 1"
+    ends = []
+    for lift in ("true", "false"):
+        solver = tree(f"{common} -snes_fas_lift {lift}", problem)
+        ends.append(solver.solve(parameters(problem)).f)
+        (_, fine), _ = solver.method.inner()
+        assert isinstance(fine.method, QuasiNewton)
+        assert isinstance(fine.method.inverse, CompactLBFGS)
+        assert (fine.method.inverse.start is not None) == (lift == "true")
+    assert ends[0] != ends[1]
+
+
+def test_without_scaling_the_rest_has_the_factor_1(comm):
+    problem = network(comm, 16)
+    options = "-fas_levels_snes_qn_scale_type none -dm_levels 2 -snes_fas_smoothing [3,{7}] -snes_max_it 1"
+    solver = tree(f"{DENSE} {options}", problem)
+    solver.solve(parameters(problem))
+    (_, fine), _ = solver.method.inner()
+    assert isinstance(fine.method, QuasiNewton)
+    assert isinstance(fine.method.inverse, CompactLBFGS)
+    assert fine.method.inverse.pairs > 0
+    assert fine.method.inverse.start is not None
+    assert fine.method.inverse.start.gamma == 1.0
+
+
 @pytest.mark.parallel(1, 2)
 @pytest.mark.parametrize("more", ["", "-snes_fas_type full -dm_levels 4", "-dm_hierarchy samples,depth"])
 def test_a_restart_with_a_lifted_inverse_is_the_straight_run(comm, more):

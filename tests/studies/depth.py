@@ -7,6 +7,9 @@ their own, all nested iterations with the same ones, and measured on the others 
 time to the validation accuracy, twice the time given where it is not reached (PAR2); where none reaches it, the best
 accuracy.
 
+Which tree of a kind the verdict compares is chosen there, too. Numbers are chosen for the accuracy; the columns of
+losses say what is found on the way.
+
 Every tree has the same core-seconds, start-up included. The table has the median core-seconds, from the first
 evaluation on and without those that accuracies take, over the seeds to a validation accuracy, and to a loss of 10 % and
 of 2 % above the least that any tree finds for that seed; a seed that does not get there counts as infinite. Work is in
@@ -79,6 +82,9 @@ PROBLEMS = {
     ),
 }
 
+Cost = tuple[float, float]
+"""Sum of the times to the accuracy, and minus that of the best accuracies."""
+
 Group = Literal["control", "one level", "plain nested iteration", "levels"]
 
 
@@ -141,16 +147,22 @@ TREES = {
     "pairs": Tree("nested, L-BFGS, pairs lifted", "levels", NESTED, SCHEDULES),
     "inverse": Tree("nested, SS-Broyden, its inverse lifted", "levels", f"{NESTED} {BROYDEN}", SCHEDULES),
     "both_plain": Tree(
-        "nested in depth and samples, L-BFGS, nothing lifted",
-        "levels",
+        "nested in depth and samples, L-BFGS",
+        "plain nested iteration",
         f"{NESTED} {BOTH} -snes_fas_lift false",
         SCHEDULES,
     ),
     "both": Tree(
         "nested in depth and samples, SS-Broyden, its inverse lifted", "levels", f"{NESTED} {BOTH} {BROYDEN}", SCHEDULES
     ),
+    "both_kept": Tree(
+        "nested in depth and samples, SS-Broyden, nothing lifted",
+        "levels",
+        f"{NESTED} {BOTH} {BROYDEN} -snes_fas_lift false",
+        SCHEDULES,
+    ),
     "full": Tree(
-        "the same, then V-cycles",
+        "the last but one with 200 steps on each level, then V-cycles",
         "levels",
         CYCLES,
         tuple(f"{of} -snes_fas_smoothing [2,5,{{{{10}}}}]" for of in LEVELS),
@@ -175,15 +187,15 @@ class Study:
     def table(self, tree: str, added: str, problem: str, blocks: int, seed: int) -> Table | None:
         """Return the history of a run, which is made if it is not there; None if it failed."""
         training = PROBLEMS[problem]
-        factors = {f"coarsening{coarsest}": math.isqrt(blocks // coarsest) for coarsest in (16, 64)}
-        text = f"{TREES[tree].options} {added}".format(**factors)
+        text = f"{TREES[tree].options} {added}".format(**coarsenings(blocks))
         data = f"-data_path {self.mnist}" if problem == "mnist" else ""
         beta = training.beta / (blocks if training.penalty == "sum" else 1)
         network = f"{training.options} {data} -resnet_penalty {training.penalty} -resnet_beta {beta}"
         network += f" -resnet_blocks {blocks} -seed {seed}"
+        name = f"{problem}-{blocks}-{tree}-{TREES[tree].tried.index(added)}-{seed}"
         if seed in self.tuning:
             network += f" -resnet_stop_accuracy {training.accuracy}"
-        name = f"{problem}-{blocks}-{tree}-{TREES[tree].tried.index(added)}-{seed}"
+            name += "-tuning"
         run = Job("resnet", name, f"{network} {text} {ENDLESS}", self.budget(problem), self.folder)
         fault = run.run()
         print(f"{run.name}: {fault or 'done'}", flush=True)
@@ -193,22 +205,26 @@ class Study:
         table["cpu_seconds"] -= table["cpu_seconds"][0] + np.cumsum(table["measuring"]) - table["measuring"][0]
         return table
 
-    def best(self, tree: str, problem: str, blocks: int) -> str:
-        """Return the options that a tree is fastest with on the seeds for tuning."""
+    def best(self, tree: str, problem: str, blocks: int) -> tuple[str, Cost]:
+        """Return the options that a tree is fastest with on the seeds for tuning, and what it costs there."""
         # Three levels of 16 or more blocks.
         tried = [t for t in TREES[tree].tried if not ("coarsening64" in t and blocks < 256)]
-        if len(tried) == 1:
-            return tried[0]
+        costs = {added: self._cost(tree, added, problem, blocks) for added in tried}
+        best = min(tried, key=lambda added: costs[added])
+        return best, costs[best]
+
+    def _cost(self, tree: str, added: str, problem: str, blocks: int) -> Cost:
         accuracy, late = PROBLEMS[problem].accuracy, 2 * self.budget(problem)
+        tables = [self.table(tree, added, problem, blocks, seed) for seed in self.tuning]
+        done = [table for table in tables if table is not None]
+        times = [min(first(t, "cpu_seconds", t["accuracy_validation"] >= accuracy), late) for t in done]
+        best = sum(float(np.nanmax(t["accuracy_validation"])) for t in done)
+        return sum(times) + late * (len(tables) - len(done)), -best
 
-        def cost(added: str) -> tuple[float, float]:
-            tables = [self.table(tree, added, problem, blocks, seed) for seed in self.tuning]
-            done = [table for table in tables if table is not None]
-            times = [min(first(t, "cpu_seconds", t["accuracy_validation"] >= accuracy), late) for t in done]
-            best = sum(float(np.nanmax(t["accuracy_validation"])) for t in done)
-            return sum(times) + late * (len(tables) - len(done)), -best
 
-        return min(tried, key=cost)
+def coarsenings(blocks: int) -> dict[str, int]:
+    """Return the factors from three levels to the next, by the coarsest of 16 or 64 blocks."""
+    return {f"coarsening{coarsest}": math.isqrt(blocks // coarsest) for coarsest in (16, 64)}
 
 
 def first(table: Table, column: str, reached: np.ndarray) -> float:
@@ -231,9 +247,9 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
 
 
 def rows(
-    problem: str, found: dict[str, dict[int, Table]], chosen: dict[str, str], seeds: int
-) -> tuple[list[list[str]], dict[str, list[float]]]:
-    """Return a row a tree, and the median times over all seeds; a run that failed counts as infinite.
+    problem: str, blocks: int, found: dict[str, dict[int, Table]], chosen: dict[str, str], seeds: int
+) -> tuple[list[list[str]], dict[str, float]]:
+    """Return a row a tree, and the median times to the accuracy; a run that failed counts as infinite.
 
     The control has no part in the least loss: it minimises another one.
     """
@@ -251,39 +267,40 @@ def rows(
             )
             for c in ("cpu_seconds", "gradients_work")
         }
-        medians[tree] = [float(x) for x in np.median(taken["cpu_seconds"], axis=0)]
-        best = np.median([np.nanmax(t["accuracy_validation"]) for t in tables.values()])
-        loss = np.median([np.nanmin(t["objective"]) / least.get(s, np.nan) for s, t in tables.items()])
+        medians[tree] = float(np.median(taken["cpu_seconds"][:, 0]))
+        best, loss = (
+            np.median(values) if values else np.nan
+            for values in (
+                [np.nanmax(t["accuracy_validation"]) for t in tables.values()],
+                [np.nanmin(t["objective"]) / least.get(s, np.nan) for s, t in tables.items()],
+            )
+        )
         lines.append(
             [TREES[tree].title]
             + [cell(x) for x in taken["cpu_seconds"].T]
             + [cell(x, 0) for x in taken["gradients_work"].T]
-            + [f"{best:.4f}", f"{loss:.3f}", chosen[tree].replace("{{", "{").replace("}}", "}")]
+            + [f"{best:.4f}", f"{loss:.3f}", chosen[tree].format(**coarsenings(blocks))]
         )
     return lines, medians
 
 
-def verdict(medians: dict[str, list[float]]) -> str:
-    """Say how the multilevel trees compare with the best that has no levels, and with plain nested iteration."""
+def verdict(medians: dict[str, float], costs: dict[str, Cost]) -> str:
+    """Say how the tree with levels that tuning prefers compares with those that it prefers of other kinds."""
 
-    def of(group: Group) -> list[str]:
-        return [tree for tree in medians if TREES[tree].group == group]
+    def preferred(group: Group) -> str | None:
+        return min((tree for tree in medians if TREES[tree].group == group), key=lambda tree: costs[tree], default=None)
 
-    said = []
+    ours = preferred("levels")
     others: tuple[Group, Group] = ("one level", "plain nested iteration")
-    for k, what in enumerate(TIMES):
-        for name in others:
-            if not of("levels") or not of(name):
-                continue
-            ours, us = min((medians[tree][k], tree) for tree in of("levels"))
-            theirs, them = min((medians[tree][k], tree) for tree in of(name))
-            if not np.isfinite(ours):
-                said.append(f"- {what}: no tree of many levels gets there")
-            elif not np.isfinite(theirs):
-                said.append(f"- {what}: {TREES[us].title} {ours:.2f} s; none of {name} gets there")
-            else:
-                pair = f"{TREES[us].title} {ours:.2f} s; {TREES[them].title}, the best of {name}, {theirs:.2f} s"
-                said.append(f"- {what}: {pair}: {theirs / ours:.1f} times")
+    said = []
+    for group in others:
+        theirs = preferred(group)
+        if ours is None or theirs is None:
+            continue
+        us, them = (f"{TREES[tree].title} {medians[tree]:.2f} s" for tree in (ours, theirs))
+        both = np.isfinite(medians[ours]) and np.isfinite(medians[theirs])
+        ratio = f": {medians[theirs] / medians[ours]:.1f} times" if both else ""
+        said.append(f"- to the accuracy: {us}; {them}, preferred of {group}{ratio}")
     return "\n".join(said)
 
 
@@ -299,6 +316,8 @@ def draw(everything: dict[tuple[str, int], dict[str, dict[int, Table]]], path: P
     lines: dict[str, Any] = {}
     for place, ((problem, blocks), found) in zip(places[0], everything.items(), strict=True):
         for tree, tables in found.items():
+            if not tables:
+                continue
             table, k = next(iter(tables.values())), shown.index(tree)
             (lines[tree],) = place.loglog(table["cpu_seconds"][1:], table["objective"][1:], **style(k))
         place.set_title(f"{PROBLEMS[problem].title}, {blocks} blocks", fontsize=9)
@@ -324,6 +343,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--mnist", type=Path, default=Path("mnist"), help="folder of its files")
     parser.add_argument("--output", type=Path, default=Path("depth"))
     given = parser.parse_args(arguments)
+    if set(given.seeds) & set(given.tuning):
+        parser.error("--seeds and --tuning: a seed that numbers are chosen on measures nothing")
+    if any(16 * math.isqrt(blocks // 16) ** 2 != blocks for blocks in given.blocks):
+        parser.error("--blocks: 16 times a square, such as 64, 256, 1024")
     given.output.mkdir(parents=True, exist_ok=True)
     study = Study(given.output, given.mnist, given.seconds, given.tuning)
     heads = ["tree", *(f"s {t}" for t in TIMES), *(f"work {t}" for t in TIMES), "best accuracy", "loss / L*", "chosen"]
@@ -331,16 +354,20 @@ def main(arguments: Sequence[str]) -> None:
     everything: dict[tuple[str, int], dict[str, dict[int, Table]]] = {}
     for problem in given.problems:
         for blocks in given.blocks:
-            chosen = {tree: study.best(tree, problem, blocks) for tree in given.only}
-            found: dict[str, dict[int, Table]] = {}
+            # The whole matrix of SS-Broyden would have 1e11 numbers for images.
+            trees = [tree for tree in given.only if (problem, tree) != ("mnist", "ssbroyden")]
+            best = {tree: study.best(tree, problem, blocks) for tree in trees}
+            chosen = {tree: added for tree, (added, _) in best.items()}
+            found: dict[str, dict[int, Table]] = {tree: {} for tree in trees}
             for seed in given.seeds:
                 for tree, added in chosen.items():
                     table = study.table(tree, added, problem, blocks, seed)
                     if table is not None:
-                        found.setdefault(tree, {})[seed] = table
-            lines, medians = rows(problem, found, chosen, len(given.seeds))
+                        found[tree][seed] = table
+            lines, medians = rows(problem, blocks, found, chosen, len(given.seeds))
             title = f"{PROBLEMS[problem].title}, {blocks} blocks, to accuracy {PROBLEMS[problem].accuracy}"
-            texts.append(f"## {title}\n\n{markdown([heads, *lines])}\n\n{verdict(medians)}")
+            said = verdict(medians, {tree: cost for tree, (_, cost) in best.items()})
+            texts.append(f"## {title}\n\n{markdown([heads, *lines])}\n\n{said}")
             everything[problem, blocks] = found
     text = "\n\n".join(texts)
     (given.output / "depth.md").write_text(text + "\n")
