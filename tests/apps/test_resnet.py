@@ -313,7 +313,7 @@ def test_restart_with_other_data_is_refused(runs: Path) -> None:
 def test_restart_with_other_spirals_is_refused(tmp_path: Path) -> None:
     succeed(tmp_path, 1, "-data_set spirals -snes_max_it 1")
     done = launch(tmp_path, 1, "-restart run.h5 -data_turns 3")
-    assert done.returncode == 1 and "data is 1.5 turns" in done.stderr
+    assert done.returncode == 1 and "data is '1.5 turns" in done.stderr
 
 
 def test_help_needs_no_data(tmp_path: Path) -> None:
