@@ -55,7 +55,7 @@ def history(solver: SNES, values: list[float] | None = None) -> list[float]:
     return norms
 
 
-def straight_is_resumed(comm: Any, options: str, problem: Problem, x: torch.Tensor, iterations: int) -> None:
+def assert_straight_is_resumed(comm: Any, options: str, problem: Problem, x: torch.Tensor, iterations: int) -> None:
     """So many iterations give the same bits as half of them, the state through a file, and the rest."""
     expected = tree(f"{options} -snes_max_it {iterations}", problem).solve(x)
     first = tree(f"{options} -snes_max_it {iterations // 2}", problem)
@@ -575,7 +575,7 @@ def test_a_matrix_of_no_preconditioner_is_refused(comm, npc):
 @pytest.mark.parametrize("kind", ["ssbroyden", "lbfgs"])
 def test_a_restart_with_one_matrix_is_the_straight_run(comm, kind, smoothing):
     options = f"{SHARED.replace('ssbroyden', kind)} -snes_fas_smoothing {smoothing}"
-    straight_is_resumed(comm, options, curved(comm), torch.linspace(-1, 2, 6, dtype=torch.float64), 6)
+    assert_straight_is_resumed(comm, options, curved(comm), torch.linspace(-1, 2, 6, dtype=torch.float64), 6)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from ml2hpc.snes.limited import CompactLBFGS
 from ml2hpc.snes.qn import QuasiNewton
 from tests.problem.small import random
 from tests.snes.problems import Analytic, matrix, tree, world
-from tests.snes.test_fas import MANY, network, parameters, straight_is_resumed
+from tests.snes.test_fas import MANY, network, parameters, assert_straight_is_resumed
 
 DENSE = "-snes_type fas -snes_fas_type nested -fas_coarse_snes_qn_type ssbroyden"
 
@@ -101,4 +101,4 @@ def test_a_restart_with_a_lifted_inverse_is_the_straight_run(comm, more):
     """Three levels: the middle one starts from a dense matrix, the finest from the middle one's pairs above it."""
     problem = network(comm, 16)
     options = f"{DENSE} -dm_metric function -snes_fas_smoothing {'[2,2,3,{8}]' if 'full' in more else '[2,3,{8}]'}"
-    straight_is_resumed(comm, f"{options} {more} {MANY}", problem, parameters(problem), 2)
+    assert_straight_is_resumed(comm, f"{options} {more} {MANY}", problem, parameters(problem), 2)
