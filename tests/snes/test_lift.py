@@ -9,7 +9,7 @@ from ml2hpc.snes.limited import CompactLBFGS
 from ml2hpc.snes.qn import QuasiNewton
 from tests.problem.small import random
 from tests.snes.problems import Analytic, matrix, tree, world
-from tests.snes.test_fas import MANY, network, parameters, assert_straight_is_resumed
+from tests.snes.test_fas import MANY, assert_straight_is_resumed, network, parameters
 
 DENSE = "-snes_type fas -snes_fas_type nested -fas_coarse_snes_qn_type ssbroyden"
 
