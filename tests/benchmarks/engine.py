@@ -225,14 +225,22 @@ def interleave(
 
 
 PEAK_SOURCE = """
-typedef double V __attribute__((vector_size(64)));
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+typedef double V __attribute__((vector_size(BYTES)));
+int lanes(void) { return BYTES / 8; }
 double peak(long n, double c) {
-    V a[16];
-    for (int k = 0; k < 16; k++) a[k] = (V){0} + 1e-3 * k;
+    V a[12];
+    for (int k = 0; k < 12; k++) a[k] = (V){0} + 1e-3 * k;
     for (long i = 0; i < n; i++)
-        for (int k = 0; k < 16; k++) a[k] = a[k] * c + c;
+        for (int k = 0; k < 12; k++) a[k] = a[k] * c + c;
     V s = a[0];
-    for (int k = 1; k < 16; k++) s += a[k];
+    for (int k = 1; k < 12; k++) s += a[k];
     return s[0];
 }
 """
@@ -249,11 +257,12 @@ def fma_peak() -> float | None:
         flags = ["-O3", "-march=native", "-mprefer-vector-width=512", "-funroll-loops", "-w", "-shared", "-fPIC"]
         if subprocess.run([compiler, *flags, "-o", library, source], capture_output=True).returncode:
             return None
-        run = ctypes.CDLL(str(library)).peak
+        handle = ctypes.CDLL(str(library))
+    run = handle.peak
     run.argtypes, run.restype = [ctypes.c_long, ctypes.c_double], ctypes.c_double
     n = 500_000
     times = interleave({"peak": lambda: run(n, 0.5)}, 9)["peak"]
-    return 2.0 * 16 * 8 * n / min(times.all)
+    return 2.0 * 12 * handle.lanes() * n / min(times.all)
 
 
 def matrix_product_rate(dtype: torch.dtype) -> float:

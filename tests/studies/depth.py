@@ -75,7 +75,7 @@ PROBLEMS = {
     "mnist": Training(
         "MNIST, 6000 digits, width 20",
         "-data_set mnist -data_train 6000 -data_validation 2000 -resnet_width 20 -dtype float32",
-        0.92,  # with frozen blocks 0.918 at best
+        0.915,  # with 256 blocks frozen 0.911 at best on the seeds for tuning
         1e-3,
         20.0,
         "integral",
@@ -152,6 +152,7 @@ TREES = {
         f"{NESTED} {BOTH} -snes_fas_lift false",
         SCHEDULES,
     ),
+    "both_pairs": Tree("nested in depth and samples, L-BFGS, pairs lifted", "levels", f"{NESTED} {BOTH}", SCHEDULES),
     "both": Tree(
         "nested in depth and samples, SS-Broyden, its inverse lifted", "levels", f"{NESTED} {BOTH} {BROYDEN}", SCHEDULES
     ),
@@ -311,7 +312,8 @@ def draw(everything: dict[tuple[str, int], dict[str, dict[int, Table]]], path: P
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, places = pyplot.subplots(1, len(everything), figsize=(3 + 4.2 * len(everything), 4.8), squeeze=False)
+    size = (4.4 + 4.2 * len(everything), 4.8)
+    figure, places = pyplot.subplots(1, len(everything), figsize=size, squeeze=False, layout="constrained")
     shown = list(dict.fromkeys(tree for found in everything.values() for tree in found))
     lines: dict[str, Any] = {}
     for place, ((problem, blocks), found) in zip(places[0], everything.items(), strict=True):
@@ -325,8 +327,7 @@ def draw(everything: dict[tuple[str, int], dict[str, dict[int, Table]]], path: P
         place.grid(alpha=0.25)
     places[0][0].set_ylabel("loss")
     labels = [TREES[tree].title for tree in lines]
-    figure.legend(list(lines.values()), labels, loc="center right", fontsize=7, frameon=False, handlelength=3.5)
-    figure.tight_layout(rect=(0, 0, 1 - 2.8 / figure.get_figwidth(), 1))
+    figure.legend(list(lines.values()), labels, loc="outside right center", fontsize=7, frameon=False, handlelength=3.5)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -354,8 +355,8 @@ def main(arguments: Sequence[str]) -> None:
     everything: dict[tuple[str, int], dict[str, dict[int, Table]]] = {}
     for problem in given.problems:
         for blocks in given.blocks:
-            # The whole matrix of SS-Broyden would have 1e11 numbers for images.
-            trees = [tree for tree in given.only if (problem, tree) != ("mnist", "ssbroyden")]
+            # For images a matrix of SS-Broyden has 5e8 numbers even on 16 blocks.
+            trees = [tree for tree in given.only if problem != "mnist" or "ssbroyden" not in TREES[tree].options]
             best = {tree: study.best(tree, problem, blocks) for tree in trees}
             chosen = {tree: added for tree, (added, _) in best.items()}
             found: dict[str, dict[int, Table]] = {tree: {} for tree in trees}
