@@ -173,8 +173,8 @@ def cut(problem: Problem, count: int, overlap: int, prefix: str) -> tuple[BoxSub
     """
     if not isinstance(problem, GridProblem):
         raise OptionsError(
-            f"-{prefix}dm_decomposition boxes: {type(problem).__name__} is not a problem on a whole grid; "
-            f"use layers, tensors, blocks or samples"
+            f"-{prefix}dm_decomposition boxes: {type(problem).__name__} is not a problem on a whole grid; use layers, "
+            f"tensors, blocks or samples, or, on coarser levels or in a metric of a grid's problem, no nasm"
         )
     grid = problem.grid
     try:

@@ -20,7 +20,7 @@ from ml2hpc.dm.subdomain import Local, Subdomain
 from ml2hpc.errors import OptionsError
 from ml2hpc.options import option
 from ml2hpc.problem.grid import GridProblem
-from ml2hpc.problem.interface import Block, Problem, even_rows
+from ml2hpc.problem.interface import Block, Problem
 from ml2hpc.vec import Partitioned, VectorSpace
 
 
@@ -246,6 +246,6 @@ def _samples(problem: Problem, options: Options, prefix: str) -> tuple[Subdomain
     whole = Block(slice(0, problem.space.n), "all")
     shares = _partition_of_unity([whole.indices] * n, problem.space)
     return tuple(
-        Subdomain(f"samples {k}::{n}", whole, share, share, even_rows(problem.samples, k, n))
-        for k, share in enumerate(shares)
+        Subdomain(f"samples, share {k} of {n}", whole, share, share, rows)
+        for k, (share, rows) in enumerate(zip(shares, problem.shares(n), strict=True))
     )

@@ -173,6 +173,10 @@ class Problem(ABC):
             Sorted sample numbers, shape (k,), in 0..samples-1.
         """
 
+    def shares(self, parts: int) -> list[Tensor]:
+        """Return the sample numbers of equal shares, each like the whole: every k-th one. Not collective."""
+        return [torch.arange(part, self.samples, parts, device=CPU) for part in range(parts)]
+
     def restrict(self, block: Block) -> Restriction:
         """Return L as a function of a block of the unknowns, the others frozen by `Restriction.rebase`."""
         return Restriction(self, block)
@@ -287,6 +291,9 @@ class Restriction(Problem):
     def sample(self, rows: Tensor) -> Restriction:
         return self._again(self.parent.sample(rows))
 
+    def shares(self, parts: int) -> list[Tensor]:
+        return self.parent.shares(parts)
+
     def terms(self, x: Tensor) -> dict[str, float]:
         return self.parent.terms(self.parent.space.local(self.embed(x)))
 
@@ -368,6 +375,9 @@ class Wrapped(Problem):
 
     def block_cost(self, block: Block) -> Cost:
         return self.inner.block_cost(block)
+
+    def shares(self, parts: int) -> list[Tensor]:
+        return self.inner.shares(parts)
 
     def metric(self) -> Tensor:
         return self.inner.metric()
@@ -512,6 +522,9 @@ class Span(Problem):
     def sample(self, rows: Tensor) -> Span:
         return Span(self.parent.sample(rows), self.x, list(self.directions))
 
+    def shares(self, parts: int) -> list[Tensor]:
+        return self.parent.shares(parts)
+
 
 class _Spanned(Linearization):
     """D A D' for the directions D (k, n_local), one action a column."""
@@ -530,11 +543,6 @@ class _Spanned(Linearization):
     def matrix(self) -> Tensor:
         columns = torch.stack([self._span.project(self._whole.action(d)) for d in self._span.directions], 1)
         return 0.5 * (columns + columns.T)
-
-
-def even_rows(samples: int, part: int, parts: int) -> Tensor:
-    """Return the sample numbers of one of `parts` interleaved equal shares."""
-    return torch.arange(part, samples, parts, device=CPU)
 
 
 def slices(lengths: Sequence[int]) -> tuple[slice, ...]:

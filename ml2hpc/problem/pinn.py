@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ml2hpc import kernels
 from ml2hpc.comm import Communicator
+from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem import guard
 from ml2hpc.problem.ansatz import Term, Trial, residuals
 from ml2hpc.problem.autograd import AutogradEngine
@@ -32,7 +33,7 @@ from ml2hpc.problem.narrowing import narrowed
 from ml2hpc.problem.network import DenseNetwork
 from ml2hpc.problem.pde import PDE
 from ml2hpc.problem.shortening import shortened
-from ml2hpc.problem.thinning import thinned
+from ml2hpc.problem.thinning import along, thinned
 from ml2hpc.problem.transfer import Coarsening, Identity, Transfer
 from ml2hpc.vec import CPU, Layout, Replicated, TreeSum
 
@@ -460,6 +461,12 @@ class PinnProblem(Problem):
         ]
         return PinnProblem(self.comm, self.model, [t for t in parts if t.n])
 
+    def shares(self, parts: int) -> list[Tensor]:
+        """Return every k-th point along a curve through each term's, so that shares have the density of the whole."""
+        starts = [s.start for s in slices([t.n for t in self.loss_terms])]
+        order = torch.cat([start + along(t.points) for start, t in zip(starts, self.loss_terms, strict=True)])
+        return [order[k::parts].sort().values for k in range(parts)]
+
     def restrict(self, block: Block) -> PinnRestriction:
         return PinnRestriction(self, block)
 
@@ -494,6 +501,8 @@ class PinnProblem(Problem):
         """L over fewer points of the same density, every term with its weight."""
         self.check_samples(factor)
         kept = [thinned(t.points, factor) for t in self.loss_terms]
+        if sum(map(len, kept)) == self.samples:
+            raise UnsupportedError(f"{self.samples} points, one a term, cannot be coarsened: use fewer -dm_levels")
         terms = [t.part(rows, t.n / len(rows)) for t, rows in zip(self.loss_terms, kept, strict=True)]
         return PinnProblem(self.comm, self.model, terms)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ml2hpc.comm import Communicator
 from ml2hpc.problem.interface import Linearization, LinearizedCost, Problem, Wrapped
+from ml2hpc.problem.transfer import Coarsening, Scaled, Transfer
 from ml2hpc.vec import VectorSpace
 
 
@@ -44,6 +45,14 @@ class Rescaled(Wrapped):
 
     def sample(self, rows: Tensor) -> Rescaled:
         return Rescaled(self.inner.sample(rows), self.scale)
+
+    def coarsen(self, how: Coarsening) -> tuple[Problem, Transfer]:
+        coarse, transfer = self.inner.coarsen(how)
+        scale = coarse.metric().sqrt()
+        return Rescaled(coarse, scale), Scaled(transfer, scale, self.scale)
+
+    def metric(self) -> Tensor:
+        return self.inner.metric() / self.scale**2
 
 
 class _Rescaled(Linearization):

@@ -1,4 +1,4 @@
-"""Fewer points of the same density: the representatives of consecutive points on a space-filling curve.
+"""Points in the order of a space-filling curve, and fewer of the same density: representatives of neighbours there.
 
 Every c-th point of a low-discrepancy sequence is none of the sort: its digits repeat with c, so that every fourth Sobol
 point lies in the same half or quarter of the box.
@@ -26,8 +26,13 @@ def thinned(points: Tensor, factor: int) -> Tensor:
     >>> thinned(torch.tensor([[0.0, 0.8, 0.1, 0.9], [0.2, 0.7, 0.1, 0.9]]), 2).tolist()
     [0, 3]
     """
-    along = torch.argsort(_places(points.cpu()), stable=True)
-    return along[min(factor, len(along)) // 2 :: factor].sort().values
+    order = along(points)
+    return order[min(factor, len(order)) // 2 :: factor].sort().values
+
+
+def along(points: Tensor) -> Tensor:
+    """Return the rows of points, shape (d, n), in the order of Morton's curve. Not collective."""
+    return torch.argsort(_places(points.cpu()), stable=True)
 
 
 def _places(points: Tensor) -> Tensor:

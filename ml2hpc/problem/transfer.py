@@ -2,7 +2,7 @@
 
     prolong   e -> I e     a coarse correction on the fine level
     restrict  g -> I' g    a fine gradient on the coarse level: the exact transpose
-    project   x -> P x     the unknowns themselves, with P I the identity
+    project   x -> P x     the unknowns themselves; by injection P I is the identity
     lift      x -> I x     the other way round
 
 All are cheap and linear; no matrix is stored. The entries of I are not negative.

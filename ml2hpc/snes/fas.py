@@ -30,6 +30,8 @@ from ml2hpc.options import option
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
 from ml2hpc.snes.levels import Cycle, LevelSolvers, SmoothingOptions, Steps, rises, visits
 
+_NESTED = ("full", "kaskade", "nested")  # types that start with nested iteration
+
 
 class FullApproximation(Method):
     """Multigrid cycles on the problem itself, first-order consistent between levels.
@@ -83,11 +85,24 @@ class FullApproximation(Method):
 
     def configure(self, solver: SNES) -> None:
         o = self.options
+        self._check(solver)
         # Gradient descent, the published smoother, leaves the blocks of networks where they are.
         self._levels = LevelSolvers(solver, "fas", o, {"snes_type": "qn"}, {})
-        self._nested = o.type in ("full", "kaskade", "nested")  # still to be done
+        self._nested = o.type in _NESTED  # still to be done
         self._failures = 0  # iterations in a row that failed
         self._ahead: Point | None = None  # the iterate on the finest level, over the batch that has been drawn for it
+
+    def _check(self, solver: SNES) -> None:
+        """Refuse options that the others leave without an effect."""
+        o, stem = self.options, f"-{solver.prefix}snes_fas_"
+        if o.nested_steps and o.type not in _NESTED:
+            raise OptionsError(f"{stem}nested_steps: -{solver.prefix}snes_fas_type {o.type} has no nested iteration")
+        if o.cycles != "1" and o.type in ("additive", "nested"):
+            raise OptionsError(f"{stem}cycles {o.cycles}: {stem}type {o.type} makes no such cycles")
+        if o.damping != 1.0 and o.use_coarse_correction_linesearch:
+            raise OptionsError(
+                f"{stem}damping: the search chooses lengths; use it with {stem}use_coarse_correction_linesearch false"
+            )
 
     def set_up(self, solver: SNES) -> None:
         if self.options.batch_ahead and (solver.is_inner or solver.level > 0 or not self.options.batch):

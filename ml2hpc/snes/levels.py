@@ -238,9 +238,10 @@ class LevelSolvers:
             self.children[level].method.relink(self.children[level - 1].method, transfer, masses)
 
     def _masses(self, level: int) -> Tensor:
-        """The row sums of I' I, from a level to the next finer one."""
+        """The row sums of I' I, from a level to the next finer one; 1 for what it leaves out, as the edge of a grid."""
         transfer = self.levels.transfer(level)
-        return transfer.restrict(transfer.prolong(torch.ones_like(self.children[level].problem.space.zeros())))
+        sums = transfer.restrict(transfer.prolong(torch.ones_like(self.children[level].problem.space.zeros())))
+        return torch.where(sums == 0.0, 1.0, sums)
 
     # Steps. ------------------------------------------------------------------------------------------------------
 
@@ -325,8 +326,11 @@ class LevelSolvers:
         return found[::-1]
 
     def brief(self) -> str:
-        """Return the hierarchy in a few words. Not collective."""
-        return f"{self.options.levels} levels by {' and '.join(self.options.hierarchy)}"
+        """Return the hierarchy in a few words, of which the levels' unknowns and their units follow. Not collective."""
+        o = self.options
+        factor = f", coarsening {o.coarsening}" if o.coarsening != 2 else ""
+        metric = f", metric {o.metric}" if o.metric != "euclidean" else ""
+        return f"{o.levels} levels by {' and '.join(o.hierarchy)}{factor}{metric}"
 
     def view(self) -> list[str]:
         """Return lines for -snes_view. Not collective."""

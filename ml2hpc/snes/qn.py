@@ -182,6 +182,8 @@ class QuasiNewton(DirectionMethod):
         if not isinstance(coarse, QuasiNewton) or not isinstance(here, CompactLBFGS) or coarse.inverse is here:
             return
         there = coarse.inverse
+        if coarse._of[-1] or self._of[-1]:
+            return  # with a left NPC y is a change of x - M(x)
         self.reset()
         if isinstance(there, CompactLBFGS) and there.start is None:
             here.lift(there, transfer.prolong, masses)

@@ -119,8 +119,8 @@ def test_view() -> None:
         "  2: layers 1-3, 72 unknowns, 78% of a gradient",
     ]
     assert decomposed(problem, "samples", 2).view()[1:] == [
-        "  0: samples 0::2, 87 unknowns, 25 samples, 51% of a gradient",
-        "  1: samples 1::2, 87 unknowns, 24 samples, 49% of a gradient",
+        "  0: samples, share 0 of 2, 87 unknowns, 25 samples, 51% of a gradient",
+        "  1: samples, share 1 of 2, 87 unknowns, 24 samples, 49% of a gradient",
     ]
     assert decomposed(problem, "blocks", 2).view()[1] == "  0: unknowns 0-42, 43 unknowns, 82% of a gradient"
     by_cost = decompose(problem, Options("layers", 2, 0, "cost"), "npc_")
@@ -209,7 +209,7 @@ def test_sampled_local_is_consistent_to_first_order() -> None:
     f, g = problem.value_and_gradient(x)
     subdomains = decomposed(problem, "samples", 3).subdomains
     locals_ = [s.on(problem) for s in subdomains]
-    sampled = problem.sample(torch.arange(1, 49, 3))
+    sampled = problem.sample(problem.shares(3)[1])
     assert isinstance(locals_[1], SampledLocal)
     work = locals_[1].begin_work(problem, problem.cost)
     assert work["gradients", "work"] == pytest.approx(sampled.cost.gradient / problem.cost.gradient)

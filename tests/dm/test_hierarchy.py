@@ -254,6 +254,18 @@ def test_a_problem_in_a_metric_has_its_derivatives() -> None:
     torch.testing.assert_close(linear.matrix() @ v, linear.action(v), rtol=1e-10, atol=1e-12)
 
 
+def test_a_problem_in_a_metric_has_levels_in_theirs() -> None:
+    """The levels below one in the metric are those of the whole hierarchy, and its own metric is 1."""
+    levels = levels_of(resnet(), metric="function", levels=3)
+    coarse, transfer = levels[2].problem.coarsen(Coarsening("depth"))
+    assert torch.equal(coarse.metric(), torch.ones_like(coarse.metric()))
+    x = vector(levels[2].problem, 2)
+    assert torch.equal(transfer.project(x), levels.transfer(1).project(x))
+    assert torch.equal(transfer.restrict(x), levels.transfer(1).restrict(x))
+    below = transfer.project(x)
+    assert torch.equal(coarse.gradient(below), levels[1].problem.gradient(below))
+
+
 @pytest.mark.parametrize(("metric", "norm"), [("euclidean", 2**0.5), ("function", 1.0)])
 @IMAGES_TOO
 def test_interpolation_by_constants_keeps_lengths(architecture, metric, norm) -> None:

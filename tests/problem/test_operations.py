@@ -15,7 +15,7 @@ from ml2hpc.errors import UnsupportedError
 from ml2hpc.problem.ansatz import Trial, residuals
 from ml2hpc.problem.autograd import AutogradEngine
 from ml2hpc.problem.gram import add_square, panels
-from ml2hpc.problem.interface import Block, Problem, Restriction, ShardedProblem, Span, even_rows, slices
+from ml2hpc.problem.interface import Block, Problem, Restriction, ShardedProblem, Span, slices
 from ml2hpc.problem.jet import Points
 from ml2hpc.problem.pinn import PinnProblem, PinnRestriction
 from ml2hpc.problem.transfer import Coarsening
@@ -456,10 +456,17 @@ def test_layers_and_tensors_follow_the_network() -> None:
     assert problem.space.n == 31
 
 
-def test_even_rows_and_slices() -> None:
-    shares = [even_rows(10, k, 3) for k in range(3)]
-    assert [len(s) for s in shares] == [4, 3, 3]
-    assert torch.equal(torch.cat(shares).sort().values, torch.arange(10))
+def test_shares_are_a_partition_of_the_samples_also_of_what_wraps_a_problem() -> None:
+    problem, _ = pinn()
+    problems = (problem, problem.shift(problem.space.zeros()), problem.restrict(Block(slice(0, 4), "a")))
+    for each in problems:
+        shares = each.shares(3)
+        assert [len(s) for s in shares] == [17, 16, 16]
+        assert torch.equal(torch.cat(shares).sort().values, torch.arange(49))
+        assert all(torch.equal(s, t) for s, t in zip(shares, problem.shares(3), strict=True))
+
+
+def test_slices() -> None:
     assert slices([2, 0, 3]) == (slice(0, 2), slice(2, 2), slice(2, 5))
     assert slices([]) == ()
 

@@ -144,6 +144,28 @@ def test_every_term_keeps_points_and_weight() -> None:
         assert few.n * few.factor == pytest.approx(fine.n * fine.factor, rel=1e-15)
 
 
+def test_levels_end_where_every_term_has_one_point() -> None:
+    problem, _ = pinn()
+    coarse, _ = problem.coarsen(Coarsening("samples", 16))
+    assert isinstance(coarse, PinnProblem)
+    last, _ = coarse.coarsen(Coarsening("samples", 2))
+    with pytest.raises(UnsupportedError, match=f"{last.samples} points, one a term, cannot be coarsened"):
+        last.coarsen(Coarsening("samples", 2))
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_shares_of_sobol_points_cover_what_all_cover(parts: int) -> None:
+    """Every k-th Sobol point lies in the same part of the box; a share of one has points in every quarter."""
+    problem, _ = pinn(n=512)
+    points = problem.loss_terms[0].points
+    a, b = (points > points.median(1, keepdim=True).values).long()
+    whole = torch.bincount(2 * a + b, minlength=4)
+    for rows in problem.shares(parts):
+        inside = rows[rows < points.shape[1]]
+        counts = torch.bincount(2 * a[inside] + b[inside], minlength=4)
+        assert abs(counts * parts / whole - 1).max() < 0.25
+
+
 def test_one_coordinate_and_points_on_a_face() -> None:
     line = torch.linspace(0, 1, 9, dtype=torch.float64)[None]
     assert thinned(line, 3).tolist() == [1, 4, 7]

@@ -470,6 +470,12 @@ def test_wrong_schedules_are_refused(comm, text):
         tree(f"{FAS} -snes_fas_smoothing '{text}'", Poisson(world(comm), 5))
 
 
+@pytest.mark.parametrize("options", ["nested_steps 4", "cycles w -snes_fas_type nested", "damping 0.5"])
+def test_options_without_an_effect_are_refused(comm, options):
+    with pytest.raises(OptionsError, match=f"^-snes_fas_{options.split()[0]}"):
+        tree(f"{FAS} -snes_fas_{options}", Poisson(world(comm), 5))
+
+
 def test_a_batch_larger_than_the_data_is_refused(comm):
     with pytest.raises(OptionsError, match="-snes_fas_batch 99: there are 37 samples"):
         tree("-snes_type fas -snes_fas_batch 99", network(comm))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ml2hpc.problem.energies import Bratu
+from ml2hpc.problem.grid import GridProblem
 from ml2hpc.snes.limited import CompactLBFGS
 from ml2hpc.snes.qn import QuasiNewton
 from tests.problem.small import random
@@ -102,3 +104,33 @@ def test_a_restart_with_a_lifted_inverse_is_the_straight_run(comm, more):
     problem = network(comm, 16)
     options = f"{DENSE} -dm_metric function -snes_fas_smoothing {'[2,2,3,{8}]' if 'full' in more else '[2,3,{8}]'}"
     assert_straight_is_resumed(comm, f"{options} {more} {MANY}", problem, parameters(problem), 2)
+
+
+@pytest.mark.parametrize("coarse", ["", "-fas_coarse_snes_qn_type ssbroyden"])
+def test_the_edge_of_a_grid_spoils_nothing_that_is_lifted(comm, coarse):
+    """Linear interpolation leaves the edge out. No level gives its memory up, and lifting saves iterations."""
+    problem = GridProblem(world(comm), Bratu(6.0), (33, 33))
+    steps = "-snes_fas_smoothing [5,20,{30}] -snes_rtol 1e-6"
+    taken = {}
+    for lift in ("true", "false"):
+        options = f"-snes_type fas -dm_hierarchy grid -snes_fas_type nested -snes_fas_lift {lift} {steps} {coarse}"
+        solver = tree(options, problem)
+        solver.solve(problem.guess())
+        assert [child.resets for _, child in solver.method.inner()] == [0, 0, 0]
+        taken[lift] = solver.work["gradients", "work"]
+    assert taken["true"] < taken["false"]
+
+
+@pytest.mark.parametrize("level", ["coarse", "levels"])
+def test_nothing_is_lifted_beside_a_left_preconditioner(comm, level):
+    """There y is a change of x - M(x), on one of the levels only."""
+    problem = network(comm, 16)
+    npc = f"-fas_{level}_npc_snes_type nrichardson -fas_{level}_snes_npc_side left"
+    options = f"-snes_type fas -snes_fas_type nested -dm_levels 2 -snes_fas_smoothing [0,{{7}}] -snes_max_it 1 {npc}"
+    solver = tree(options, problem)
+    solver.solve(parameters(problem))
+    (_, fine), (_, coarse) = solver.method.inner()
+    assert isinstance(fine.method, QuasiNewton)
+    assert isinstance(coarse.method, QuasiNewton)
+    assert coarse.method.inverse.pairs > 0
+    assert fine.method.inverse.pairs == 0

@@ -404,3 +404,11 @@ def test_an_epoch_that_ends_where_nothing_is_a_number_is_taken_back(comm):
 def test_wrong_batches_are_refused(comm, options, message):
     with pytest.raises(OptionsError, match=message):
         tree(f"{RMTR} -dm_hierarchy width {options}", least_squares(world(comm)))
+
+
+@pytest.mark.parametrize("name", ["rmtr", "fas"])
+def test_trees_whose_levels_have_other_unknowns_or_units_have_other_names(comm, name):
+    """A restart compares the names before it takes over states, of another length or in other units otherwise."""
+    options = ("", "-dm_coarsening 4", "-dm_metric function", "-dm_levels 2", "-dm_hierarchy width -dm_levels 1")
+    names = [tree(f"-snes_type {name} {more}", network(comm, 16)).method.brief() for more in options]
+    assert len(set(names)) == len(options)

@@ -208,8 +208,8 @@ class Study:
 
     def best(self, tree: str, problem: str, blocks: int) -> tuple[str, Cost]:
         """Return the options that a tree is fastest with on the seeds for tuning, and what it costs there."""
-        # Three levels of 16 or more blocks.
-        tried = [t for t in TREES[tree].tried if not ("coarsening64" in t and blocks < 256)]
+        # Three levels, at least 2 between them, 4 where there are 64 blocks on the coarsest.
+        tried = [t for t in TREES[tree].tried if not ("coarsening64" in t and blocks < 1024)]
         costs = {added: self._cost(tree, added, problem, blocks) for added in tried}
         best = min(tried, key=lambda added: costs[added])
         return best, costs[best]
