@@ -28,7 +28,7 @@ types() { mypy ml2hpc apps tests; }
 doctests() { pytest -q --doctest-modules ml2hpc; }
 
 tests() { # ranks
-    if [ "$1" = 1 ]; then pytest -q; else "$MPIRUN" -n "$1" python -m pytest -q; fi
+    if [ "$1" = 1 ]; then pytest -q --durations=15; else "$MPIRUN" -n "$1" python -m pytest -q; fi
 }
 
 app() { # file

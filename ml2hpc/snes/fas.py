@@ -329,4 +329,4 @@ class FullApproximation(Method):
             line += f", {name}-cycles, coarse corrections by {how}"
         line += ", one matrix for all levels" if o.share else ""
         line += f", batches of {o.batch} samples" if o.batch else ""
-        return [line, *self._levels.view()]
+        return [line, *self._levels.view([self._steps(level) for level in range(self._levels.finest + 1)])]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -332,12 +333,12 @@ class LevelSolvers:
         metric = f", metric {o.metric}" if o.metric != "euclidean" else ""
         return f"{o.levels} levels by {' and '.join(o.hierarchy)}{factor}{metric}"
 
-    def view(self) -> list[str]:
-        """Return lines for -snes_view. Not collective."""
-        steps = ", ".join(f"{s.down}/{s.up}" for s in self.steps[:0:-1])
+    def view(self, made: Sequence[Steps]) -> list[str]:
+        """Return lines for -snes_view, with the steps that are made on each level. Not collective."""
+        steps = ", ".join(f"{s.down}/{s.up}" for s in made[:0:-1])
         return [
             *self.levels.view(self._unit),
-            f"steps down/up, the finest first: {steps or 'none'}; {self.steps[0].down} on the coarsest level",
+            f"steps down/up, the finest first: {steps or 'none'}; {made[0].down} on the coarsest level",
             f"coarse corrections refused: {self.rejected} of {self.tried}",
         ]
 

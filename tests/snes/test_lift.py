@@ -70,6 +70,12 @@ def test_a_lifted_inverse_has_the_scale_of_the_coarsest_level_beside_it(comm):
     assert fine.method.inverse.start.gamma == coarse.method.inverse.scale not in (0.0, 1.0)
 
 
+def test_the_view_has_the_steps_that_are_made(comm):
+    """Nested iteration goes upwards only."""
+    options = f"{DENSE} -dm_levels 3 -snes_fas_smoothing [2,3,{{7}}]"
+    assert "steps down/up, the finest first: 0/2, 0/3; 7 on the coarsest level" in tree(options, network(comm)).view()
+
+
 def test_what_is_lifted_is_for_the_next_solve_even_without_recycling(comm):
     problem = network(comm, 16)
     common = f"{DENSE} -dm_levels 2 -snes_fas_smoothing [3,{{7}}] -fas_levels_snes_qn_recycle false -snes_max_it 1"
