@@ -260,7 +260,10 @@ class RecursiveTrustRegion(Method):
     def view(self) -> list[str]:
         o = self.options
         name = {"1": "V", "2": "W", "f": "F"}[o.cycles]
-        lines = [f"{name}-cycles, eta={o.eta:g}, regions in the norm {self._norms[0]}", *self._levels.view(self._levels.steps)]
+        lines = [
+            f"{name}-cycles, eta={o.eta:g}, regions in the norm {self._norms[0]}",
+            *self._levels.view(self._levels.steps),
+        ]
         if o.batch:
             lines += [
                 f"mini-batches: {self._parts} an epoch, growth={o.batch_growth:g}, threshold={o.batch_threshold:g}"
