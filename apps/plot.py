@@ -68,6 +68,7 @@ WORK = {
     "iteration": "iterations",
     "gradients_path": "gradient evaluations, critical path",
     "gradients_total": "gradient evaluations, total",
+    "gradients_work": "gradient evaluations, by work",
     "seconds": "seconds",
 }
 MERIT = {  # rows of the figure: what they show, and the columns of the history in them
@@ -437,7 +438,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     for run in runs:
         if not run.fields:
-            print(f"{run.path} holds no solution yet")
+            print(f"{run.path} holds no solution to draw")
     for path in drawn:
         print(f"wrote {path}")
     return 0

@@ -11,7 +11,7 @@ is minimised over all weights by a solver tree. With no options that is L-BFGS o
 
 Samples are dealt to the ranks. The iterates are the same, to the last bit, on any number of ranks.
 
-The history (run.h5, monitor) has the accuracies on training, validation and test samples, and how far the opening
+The history (in run.h5) has the accuracies on training, validation and test samples, and how far the opening
 layer, the blocks and the classification layer have moved since the start, against their norms there; `measuring` is the
 processor time of both. On the circles the outer layers alone reach accuracy 1: a study of the blocks' training stands
 beside its control, -resnet_freeze blocks.
@@ -48,6 +48,7 @@ Go on from a file on other numbers of ranks; draw loss, accuracies and movement:
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -145,6 +146,8 @@ class Options:
         if training.engine == "compiled" and network.layers == "conv":
             raise OptionsError("-resnet_layers conv: the compiled engine has no convolutions; add -resnet_engine torch")
         measured = training.accuracy_interval > 0 and "validation" in training.accuracy_parts
+        if 1 < training.stop_accuracy < math.inf:
+            raise OptionsError(f"-resnet_stop_accuracy {training.stop_accuracy:g}: is a share, at most 1")
         if training.stop_accuracy <= 1 and (data.validation == 0 or not measured):
             raise OptionsError(
                 "-resnet_stop_accuracy needs validation samples, -resnet_accuracy_interval above 0 and validation in "
@@ -255,14 +258,17 @@ def identity_of(run: Run, training: Training) -> Tree:
     o, data, model = training.options.training, training.options.data, training.model
     seed = run.options.seed if data.seed is None else data.seed
     turns = f"{data.turns:g} turns, " if data.set == "spirals" else ""
+    content = f", checksum {training.data.checksum}" if training.data.checksum else ""
+    frozen = "nothing" if o.freeze == "none" else f"{o.freeze} of seed {run.options.seed}"
     sizes = ", ".join(f"{len(s)} {name}" for name, s in training.data.parts.items())
     return {
         "problem": f"resnet on {data.set}",
         "network": f"{model.architecture.view()}, {len(training.start)} parameters",
         "dtype": run.options.dtype,
-        "data": f"{turns}{sizes}, normalize {data.normalize}, seed {seed}",
+        "data": f"{turns}{sizes}, normalize {data.normalize}, seed {seed}{content}",
         "loss": f"{o.loss}, beta {o.beta:g}, {o.penalty} over blocks, chunks of {o.chunk}",
-        "start": f"seed {run.options.seed}, frozen: {o.freeze}",
+        "start": f"seed {run.options.seed}",
+        "frozen": frozen,
     }
 
 
@@ -280,9 +286,11 @@ def main(argv: list[str]) -> None:
     problem, x, layout = restricted(training, whole)
     progress = Progress(run, training, problem)
     identity = identity_of(run, training)
+    trained = f", {options.freeze} frozen, {problem.space.n} trained" if options.freeze != "none" else ""
+    features = " x ".join(map(str, training.data.inputs))
     run.print(
-        f"{identity['problem']}: {identity['network']}; {identity['data']}; engine {options.engine}; "
-        f"{run.comm.size} rank(s)"
+        f"{identity['problem']}: {identity['network']}{trained}; {features} features, {len(training.data.classes)} "
+        f"classes; {identity['data']}; engine {options.engine}; {run.comm.size} rank(s)"
     )
 
     def measure(solver: SNES, point: Point) -> dict[str, float]:
@@ -298,7 +306,8 @@ def main(argv: list[str]) -> None:
         return {
             "configuration": {
                 "problem": identity["problem"],
-                "title": f"{identity['problem']}, {model.architecture.blocks} x {model.architecture.width}",
+                "title": f"{identity['problem']}, {model.architecture.blocks} x {model.architecture.width}"
+                + (f", {options.freeze} frozen" if options.freeze != "none" else ""),
                 "classes": " ".join(training.data.classes),
                 "coordinates": "x y",
                 "fields": "p",

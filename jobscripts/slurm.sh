@@ -33,13 +33,22 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not inherit --cp
 
 arguments=("$@")
 output=run.h5
+restarts=''
 previous=''
 for argument in "$@"; do
-    [ "$previous" != -output ] || output=$argument
-    case $argument in -output=*) output=${argument#-output=} ;; esac
-    previous=$argument
+    [ "$previous" != output ] || output=$argument
+    previous=''
+    case $argument in -*)
+        # As the app reads names: with one or two hyphens, in any case, the value behind = or as the next word.
+        name=${argument#-} && name=${name#-} && previous=${name,,}
+        case $previous in
+            output=*) output=${name#*=} ;;
+            restart | restart=*) restarts=yes ;;
+        esac
+        ;;
+    esac
 done
-if [ -f "$output" ] && [[ " $* " != *" -restart "* ]]; then
+if [ -f "$output" ] && [ -z "$restarts" ]; then
     arguments+=(-restart "$output")
 fi
 

@@ -67,7 +67,10 @@ class Options:
     )
     checkpoint_interval: float = option(60.0, "seconds between two checkpoints", at_least=0.0)
     max_time: float = option(
-        float("inf"), "seconds that this job may take: it stops where one more iteration would take longer", above=0.0
+        float("inf"),
+        "seconds that this job may take: it stops where one more iteration would take longer; nested iteration is all "
+        "in the first",
+        above=0.0,
     )
     dtype: Literal["float64", "float32"] = option("float64", "floating-point type")
     seed: int = option(0, "seed of the network's weights and of the points", at_least=0, at_most=2**31 - 1)
@@ -195,6 +198,8 @@ class Run:
         if self.database.flag("help") or self.database.flag("h"):
             self.print(self.database.help_text())
             self._leave(0)
+        for number in _SIGNALS:  # from here on, so that none is lost while data are read
+            signal.signal(number, self._caught)
         if self.options.restart is None and self.options.restart_state != "all":
             raise OptionsError(f"-restart_state {self.options.restart_state}: there is no -restart")
         if not self.options.output.endswith(".h5"):
@@ -250,7 +255,8 @@ class Run:
         layout
             Names the parameters in the file.
         identity
-            What has to agree for a restart: network, points.
+            What has to agree for a restart: network, points. "network", "dtype" and "frozen" have to for one from the
+            parameters alone, too.
         describe
             `describe(point, last)` returns further groups of the output file, complete on rank 0. Collective.
         measure
@@ -271,8 +277,6 @@ class Run:
         self._adaptation = adaptation
         self.layout, self.identity, self._describe, self._measure = layout, identity, describe, measure
         self._reached = reached
-        for number in _SIGNALS:
-            signal.signal(number, self._caught)
         with self.log.event("SNESSetUp"):
             solver.set_up(problem)
         start = self._restore(solver, problem)
@@ -424,7 +428,9 @@ class Run:
         try:
             theirs = tree["configuration"]["identity"]
             saved = tree["checkpoint"]
-            different = [k for k in self.identity if k in ("network", "dtype") and theirs.get(k) != self.identity[k]]
+            different = [
+                k for k in self.identity if k in ("network", "dtype", "frozen") and theirs.get(k) != self.identity[k]
+            ]
             if self.options.restart_state == "all":
                 different = [k for k in self.identity if theirs.get(k) != self.identity[k]]
             if different:

@@ -195,7 +195,8 @@ class Architecture:
         """
         if factor < 2 or self.blocks % factor:
             raise UnsupportedError(
-                f"{self.blocks} residual blocks cannot be coarsened by {factor}: choose -resnet_blocks as a multiple"
+                f"{self.blocks} residual blocks cannot be coarsened by {factor}: choose -resnet_blocks as a multiple, "
+                f"on each level, or fewer -dm_levels"
             )
         return replace(self, blocks=self.blocks // factor)
 

@@ -67,7 +67,10 @@ class RecursiveTrustRegion(Method):
         cycles: Cycle = option("1", "1: V-cycles, 2: W-cycles, f: F-cycles", aliases={"v": "1", "w": "2"})
         # The published implementation accepts where it does not shrink the region.
         eta: float = option(
-            0.25, "take a coarse step when L falls by more than this share of what the coarse level predicts", above=0.0
+            0.25,
+            "take a coarse step when L falls by more than this share of what the coarse level predicts",
+            above=0.0,
+            below=1.0,
         )
         batch: int = option(
             0,
@@ -90,7 +93,11 @@ class RecursiveTrustRegion(Method):
     defaults = {"stol": 0.0}  # short steps are the regions', not convergence
 
     def configure(self, solver: SNES) -> None:
-        self._levels = LevelSolvers(solver, "rmtr", self.options, _REGION, {})
+        o, stem = self.options, f"-{solver.prefix}snes_rmtr_"
+        for name in ("batch_growth", "batch_threshold"):
+            if not o.batch and getattr(o, name) != getattr(type(o), name):
+                raise OptionsError(f"{stem}{name} {getattr(o, name):g}: is about batches, and there is no {stem}batch")
+        self._levels = LevelSolvers(solver, "rmtr", o, _REGION, {})
         self._norms: list[Literal["2", "infinity"]] = []
         for child in self._levels.children:
             if child.method.region is None:

@@ -26,7 +26,7 @@ plot = importlib.util.module_from_spec(SPEC)
 sys.modules["plot_app"] = plot
 SPEC.loader.exec_module(plot)
 
-WORK = ["iteration", "gradients_path", "gradients_total", "seconds"]
+WORK = ["iteration", "gradients_path", "gradients_total", "gradients_work", "seconds"]
 
 
 def tree(coordinates: str = "x t", solver: str = "qn(lbfgs)", **solution: Any) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def test_panels_show_the_values_at_their_coordinates(tmp_path: Path) -> None:
 def test_curves_hold_the_history(tmp_path: Path) -> None:
     content = tree()
     runs = plot.load([Path(write(tmp_path / "run.h5", content))])
-    axes = np.array(plot.draw_convergence(runs).axes).reshape(2, 4)
+    axes = np.array(plot.draw_convergence(runs).axes).reshape(2, 5)
     history = content["history"]["outer"]
     known = np.isfinite(history["error"])
     for column, work in zip(axes.T, WORK):
@@ -145,7 +145,7 @@ def test_thin_lines_mark_resamplings(tmp_path: Path) -> None:
     content = tree()
     content["history"]["outer"]["resampling"] = np.array([0.0] * 5 + [1.0] * 4 + [2.0] * 3)
     runs = plot.load([Path(write(tmp_path / "run.h5", content))])
-    for panel, work in zip(np.array(plot.draw_convergence(runs).axes).reshape(2, 4)[0], WORK):
+    for panel, work in zip(np.array(plot.draw_convergence(runs).axes).reshape(2, 5)[0], WORK):
         marks = [line.get_xdata()[0] for line in panel.lines[1:]]
         assert marks == content["history"]["outer"][work][[4, 8]].tolist()
 
@@ -157,11 +157,11 @@ def test_what_is_not_there_is_left_out(tmp_path: Path, capsys: pytest.CaptureFix
     file = write(tmp_path / "run.h5", content)
     assert plot.main([file]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{file} holds no solution yet",
+        f"{file} holds no solution to draw",
         f"wrote {tmp_path}/run_convergence.png",
     ]
     axes = plot.draw_convergence(plot.load([Path(file)])).axes
-    assert len(axes) == 4
+    assert len(axes) == 5
     assert axes[0].get_yscale() == "linear"
 
 
@@ -261,7 +261,7 @@ def test_accuracies_and_movements_share_a_row_each(tmp_path: Path) -> None:
     columns = {"accuracy_train": k / 12, "accuracy_test": k / 13, "movement_blocks": k, "movement_opening": 2 * k}
     content["history"]["outer"] |= columns
     figure = plot.draw_convergence(plot.load([Path(write(tmp_path / "run.h5", content))]))
-    rows = [figure.axes[4 * i] for i in range(4)]
+    rows = [figure.axes[len(WORK) * i] for i in range(4)]
     labels = ["objective", "relative $L_2$ error", "accuracy", "relative movement"]
     assert [axes.get_ylabel() for axes in rows] == labels
     for axes, names in ((rows[2], ["train", "test"]), (rows[3], ["opening", "blocks"])):

@@ -127,6 +127,7 @@ def test_frozen_blocks_stay_and_the_outer_layers_train(tmp_path: Path) -> None:
     table = history(tmp_path / "frozen.h5")
     assert (table["movement_blocks"] == 0.0).all() and table["movement_opening"][-1] > 0.1
     assert "blocks 0.000e+00" in out
+    assert "parameters, blocks frozen, 17 trained; 2 features, 2 classes; 300 train" in out
     groups = Architecture((2,), 2, 8, 3).groups
     outer = np.concatenate([start[groups["opening"]], start[groups["classification"]]])
     assert parameters(tmp_path / "frozen.h5").shape == outer.shape
@@ -162,6 +163,9 @@ def test_libsvm_file_is_found_again_from_another_folder(tmp_path: Path) -> None:
     other.mkdir()
     succeed(other, 1, "-restart ../run.h5 -snes_max_it 12")
     assert len(history(other / "run.h5")["objective"]) == 13
+    (tmp_path / "set").write_text("\n".join([str(1 - int(lines[0][0])) + lines[0][1:], *lines[1:]]))
+    done = launch(other, 1, "-restart ../run.h5 -snes_max_it 12")
+    assert done.returncode == 1 and "data is '300 train, 100 validation, 50 test, normalize default" in done.stderr
 
 
 TREES = {
@@ -200,6 +204,7 @@ def test_multilevel_trees_have_the_same_bits_on_any_ranks_and_after_a_restart(tm
         ("-resnet_stop_accuracy 1 -resnet_accuracy_parts test", "and validation in -resnet_accuracy_parts"),
         ("-data_set disk -data_turns 2", "-data_turns 2 is for -data_set spirals, not disk"),
         ("-data_set spirals -data_turns 0", "-data_turns"),
+        ("-resnet_stop_accuracy 99", "-resnet_stop_accuracy 99: is a share, at most 1"),
         ("-resnet_bloks 3", "-resnet_bloks.*-resnet_blocks"),
         ("-resnet_blocks 0", "-resnet_blocks"),
     ],
@@ -248,6 +253,10 @@ def cifar(folder: Path) -> None:
     (folder / "data_batch_1.bin").write_bytes(bytes(3 * 3073 - 5))
 
 
+def one_class(folder: Path) -> None:
+    (folder / "set").write_text("".join(f"1 1:{k}\n" for k in range(40)))
+
+
 def not_a_number(folder: Path) -> None:
     (folder / "set").write_text("".join(f"{k % 2} 1:{k} 2:{'nan' if k == 7 else 1}\n" for k in range(40)))
 
@@ -277,6 +286,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "labels": (labels, f"{FILES} -data_set mnist", "holds the label 39; digits are 0 to 9"),
     "cifar10": (cifar, f"{FILES} -data_set cifar10", "holds 9214 bytes, no whole number of 3073 a record"),
     "libsvm": (not_a_number, f"{FILES}/set -data_set libsvm", "set:8: expected .*nan is no finite number"),
+    "one class": (one_class, f"{FILES}/set -data_set libsvm", "set holds one class, 1: there is nothing to tell apart"),
     "levels": (digits, "-snes_type fas -dm_levels 6", "1 residual blocks cannot be coarsened by 2: .*-resnet_blocks"),
     "batch": (digits, "-snes_type rmtr -snes_rmtr_batch 301", "-snes_rmtr_batch 301: there are 300 samples"),
     "growth": (digits, "-snes_type rmtr -snes_rmtr_batch 30 -snes_rmtr_batch_growth 1", "-snes_rmtr_batch_growth"),
@@ -304,7 +314,8 @@ def test_restart_with_other_data_is_refused(runs: Path) -> None:
         ("-seed 1", "data is"),
         ("-resnet_beta 0", "loss is"),
         ("-resnet_penalty integral", "loss is"),
-        ("-resnet_freeze blocks", "start is"),
+        ("-resnet_freeze blocks", "frozen is"),
+        ("-resnet_freeze blocks -restart_state parameters", "frozen is"),
     ):
         done = launch(runs, 1, f"-restart half.h5 {other} -output other.h5")
         assert done.returncode == 1 and "the checkpoint of another job" in done.stderr and message in done.stderr

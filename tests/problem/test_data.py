@@ -187,6 +187,8 @@ def test_damaged_cifar_is_refused(tmp_path: Path) -> None:
         ("1 1:nan\n", "nan is no finite number"),
         ("\n", "holds no samples"),
         ("1\n2\n", "holds labels and no features"),
+        ("1 1:2\n1 1:3\n", "holds one class, 1"),
+        ("1 1:2\n0.5 1:3\n", "set:2: .*0.5 is no class"),
     ],
 )
 def test_damaged_libsvm_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -238,6 +240,7 @@ def test_parts_are_disjoint_and_drawn_by_the_seed(tmp_path: Path) -> None:
     assert sorted(values.tolist()) == list(range(50)) and values.tolist() != list(range(50))
     for part in data.parts.values():
         assert (part.x.flatten().long() % 2 == part.labels).all()
+    assert data.checksum == loaded(set="libsvm", path=str(tmp_path / "set"), normalize="none", train=3).checksum
     smaller = loaded(set="libsvm", path=str(tmp_path / "set"), normalize="none", train=5, validation=0, test=3)
     assert {k: len(v) for k, v in smaller.parts.items()} == {"train": 5, "test": 3}
 

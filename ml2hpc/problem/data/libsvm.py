@@ -20,7 +20,7 @@ def libsvm(path: Path) -> Pool:
     Raises
     ------
     FileError
-        If the file is missing or a line is no such line; says which.
+        If the file is missing or a line is no such line; says which. Or if all have one class.
     """
     if path.is_dir():
         raise FileError(f"-data_path {path}: is a folder; name the LIBSVM file")
@@ -34,7 +34,7 @@ def libsvm(path: Path) -> Pool:
         if not words:
             continue
         try:
-            labels.append(_number(words[0]))
+            labels.append(_class(words[0]))
             rows.append(_pairs(words[1:]))
         except ValueError as error:
             raise FileError(f"{path}:{number}: expected 'label index:value ...', {error}") from error
@@ -47,6 +47,8 @@ def libsvm(path: Path) -> Pool:
     if not x.shape[1]:
         raise FileError(f"{path} holds labels and no features")
     names, numbers = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise FileError(f"{path} holds one class, {names[0]:g}: there is nothing to tell apart")
     classes = tuple(f"{name:g}" for name in names)
     return Pool(x, numbers.astype(np.int64), classes, normalization="standardize")
 
@@ -55,6 +57,13 @@ def _number(word: str) -> float:
     value = float(word)
     if not math.isfinite(value):
         raise ValueError(f"{word} is no finite number")
+    return value
+
+
+def _class(word: str) -> float:
+    value = _number(word)
+    if not value.is_integer():
+        raise ValueError(f"{word} is no class, which is a whole number")
     return value
 
 

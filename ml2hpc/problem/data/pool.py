@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +44,15 @@ class Pool:
     normalization: Normalization = "none"
     test: Pool | None = None
 
+    @property
+    def checksum(self) -> str:
+        """Eight hexadecimal digits of all samples and labels."""
+        found = 0
+        for pool in (self, *([self.test] if self.test is not None else [])):
+            for array in (pool.x, pool.labels):
+                found = zlib.crc32(np.ascontiguousarray(array).tobytes(), found)
+        return f"{found:08x}"
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -52,10 +62,13 @@ class DataSet:
     ----------
     parts
         By name: train, and validation and test if they have samples.
+    checksum
+        Of what was read from files; none where samples were drawn, whose last bits may be the machine's.
     """
 
     parts: dict[str, Samples]
     classes: tuple[str, ...]
+    checksum: str = ""
 
     @property
     def inputs(self) -> tuple[int, ...]:
