@@ -28,7 +28,19 @@ types() { mypy ml2hpc apps tests; }
 doctests() { pytest -q --doctest-modules ml2hpc; }
 
 tests() { # ranks
-    if [ "$1" = 1 ]; then pytest -q --durations=15; else "$MPIRUN" -n "$1" python -m pytest -q; fi
+    if [ "$1" != 1 ]; then
+        "$MPIRUN" -n "$1" python -m pytest -q
+        return
+    fi
+    # Two processes side by side: the tests of the apps mostly start others and wait for them.
+    local apps status=0
+    pytest -q --durations=15 tests/apps >"$SCRATCH/tests-apps" 2>&1 &
+    apps=$!
+    pytest -q --durations=15 --ignore=tests/apps || status=$?
+    wait "$apps" || status=$?
+    printf '\n---- tests/apps\n'
+    cat "$SCRATCH/tests-apps"
+    return "$status"
 }
 
 app() { # file
