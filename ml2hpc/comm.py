@@ -277,6 +277,10 @@ def _end_all(
 ) -> None:
     together = False
     try:
+        if _out_of_memory(error):
+            told = str(error).partition("\n")[0]
+            _say(f"ml2hpc: error: rank {world.rank} of {world.size} has too little memory: {told}")
+            return
         if not isinstance(error, UserError | KeyboardInterrupt):
             text = "".join(traceback.format_exception(kind, error, trace))
             _say(f"ml2hpc: rank {world.rank} of {world.size} failed, ending all ranks\n{text.rstrip()}")
@@ -294,6 +298,12 @@ def _end_all(
         if world.size > 1 and not together:
             time.sleep(_FORWARDING)
             MPI.COMM_WORLD.Abort(1)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Tell whether numpy, torch or CUDA got no memory: sizes are the user's, a traceback tells nothing of them."""
+    told = not isinstance(error, UserError) and any(w in str(error) for w in ("can't allocate memory", "out of memory"))
+    return isinstance(error, MemoryError) or told
 
 
 def _say(text: str) -> None:

@@ -188,6 +188,7 @@ def test_damaged_cifar_is_refused(tmp_path: Path) -> None:
         ("\n", "holds no samples"),
         ("1\n2\n", "holds labels and no features"),
         ("1 1:2\n1 1:3\n", "holds one class, 1"),
+        ("1 1000000000000000:2\n2 1:3\n", "has a feature 1000000000000000: 2 samples of so many do not fit memory"),
         ("1 1:2\n0.5 1:3\n", "set:2: .*0.5 is no class"),
     ],
 )

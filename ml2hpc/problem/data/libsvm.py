@@ -40,7 +40,11 @@ def libsvm(path: Path) -> Pool:
             raise FileError(f"{path}:{number}: expected 'label index:value ...', {error}") from error
     if not rows:
         raise FileError(f"{path} holds no samples")
-    x = np.zeros((len(rows), max((index for row in rows for index in row), default=0)))
+    last = max((index for row in rows for index in row), default=0)
+    try:
+        x = np.zeros((len(rows), last))
+    except (MemoryError, ValueError) as error:
+        raise FileError(f"{path} has a feature {last}: {len(rows)} samples of so many do not fit memory") from error
     for k, row in enumerate(rows):
         for index, value in row.items():
             x[k, index - 1] = value
