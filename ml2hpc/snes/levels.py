@@ -128,8 +128,6 @@ class LevelSolvers:
         self.options.check(solver.prefix)
         self._o = options
         stem = f"-{solver.prefix}snes_{solver.method.stem}_"
-        if options.seed and not options.batch:
-            raise OptionsError(f"{stem}seed {options.seed}: draws batches, and there is no {stem}batch")
         count = self.options.levels
         self.steps = schedule(options, count, stem)
         roles = [f"{role}_coarse_", *(f"{role}_levels_{k}_" for k in range(1, count))]

@@ -93,11 +93,7 @@ class RecursiveTrustRegion(Method):
     defaults = {"stol": 0.0}  # short steps are the regions', not convergence
 
     def configure(self, solver: SNES) -> None:
-        o, stem = self.options, f"-{solver.prefix}snes_rmtr_"
-        for name in ("batch_growth", "batch_threshold"):
-            if not o.batch and getattr(o, name) != getattr(type(o), name):
-                raise OptionsError(f"{stem}{name} {getattr(o, name):g}: is about batches, and there is no {stem}batch")
-        self._levels = LevelSolvers(solver, "rmtr", o, _REGION, {})
+        self._levels = LevelSolvers(solver, "rmtr", self.options, _REGION, {})
         self._norms: list[Literal["2", "infinity"]] = []
         for child in self._levels.children:
             if child.method.region is None:

@@ -399,8 +399,6 @@ def test_an_epoch_that_ends_where_nothing_is_a_number_is_taken_back(comm):
         ("-snes_rmtr_batch -1", "-snes_rmtr_batch"),
         ("-snes_rmtr_batch 3 -snes_rmtr_batch_growth 1", "-snes_rmtr_batch_growth"),
         ("-snes_rmtr_batch 3 -snes_rmtr_batch_threshold 0", "-snes_rmtr_batch_threshold"),
-        ("-snes_rmtr_batch_threshold 0.5", "-snes_rmtr_batch_threshold 0.5: is about batches"),
-        ("-snes_rmtr_seed 3", "-snes_rmtr_seed 3: draws batches"),
     ],
 )
 def test_wrong_batches_are_refused(comm, options, message):
