@@ -106,8 +106,7 @@ def scaled_rosenbrock(comm, factor: float) -> Analytic:
         "-snes_type qn -npc_snes_type nasm -npc_dm_subdomains 2",
         "-snes_type nrichardson -npc_snes_type nasm -npc_dm_subdomains 2",
         "-snes_type nasm -dm_decomposition samples -dm_subdomains 3",
-        "-snes_type nasm -dm_subdomains 1 -sub_snes_type nasm -sub_snes_max_it 4 -sub_dm_decomposition blocks "
-        "-sub_dm_subdomains 2",
+        "-snes_type nasm -dm_subdomains 1 -sub_snes_type nasm -sub_snes_max_it 4 -sub_dm_decomposition blocks",
     ],
 )
 def test_a_rebound_tree_without_memory_is_a_tree_of_the_new_problem(comm, options):
