@@ -232,20 +232,14 @@ def test_other_numbers_than_petscs_are_refused(comm):
 
 @pytest.mark.parallel(2, 4)
 @pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ("-snes_type petsc", 1e-12),  # of 100 solves by PETSc's LMVM alone, one or two differ in the last bit
-        ("-snes_type petsc -petsc_tao_type bncg", 0.0),
-        (f"{SNES} -petsc_snes_type ngmres", 0.0),
-        (REGION, 0.0),
-    ],
+    "options", ["-snes_type petsc", "-snes_type petsc -petsc_tao_type bncg", f"{SNES} -petsc_snes_type ngmres", REGION]
 )
-def test_bits_do_not_depend_on_ranks(comm, options, error):
+def test_bits_do_not_depend_on_ranks(comm, options):
     options += " -snes_max_it 4"
     problem, x = pinn(comm=world(comm))
     single, _ = pinn(comm=alone())
     here, there = tree(options, problem), tree(options, single)
-    assert norms(here, x) == pytest.approx(norms(there, x), rel=error, abs=0.0)
+    assert norms(here, x) == norms(there, x)
     assert (here.work.counts == there.work.counts).all()
 
 
