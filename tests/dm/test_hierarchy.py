@@ -254,6 +254,13 @@ def test_a_problem_in_a_metric_has_its_derivatives() -> None:
     torch.testing.assert_close(linear.matrix() @ v, linear.action(v), rtol=1e-10, atol=1e-12)
 
 
+def test_shares_are_interleaved_where_samples_have_no_order() -> None:
+    problem = resnet()
+    whole = list(range(problem.samples))
+    for each in (problem, levels_of(problem, metric="function")[2].problem):
+        assert [rows.tolist() for rows in each.shares(3)] == [whole[k::3] for k in range(3)]
+
+
 def test_a_problem_in_a_metric_has_levels_in_theirs() -> None:
     """The levels below one in the metric are those of the whole hierarchy, and its own metric is 1."""
     levels = levels_of(resnet(), metric="function", levels=3)

@@ -242,6 +242,7 @@ def test_parts_are_disjoint_and_drawn_by_the_seed(tmp_path: Path) -> None:
     for part in data.parts.values():
         assert (part.x.flatten().long() % 2 == part.labels).all()
     assert data.checksum == loaded(set="libsvm", path=str(tmp_path / "set"), normalize="none", train=3).checksum
+    assert len(data.checksum) == 8 and loaded(train=3, validation=0, test=0).checksum == ""
     smaller = loaded(set="libsvm", path=str(tmp_path / "set"), normalize="none", train=5, validation=0, test=3)
     assert {k: len(v) for k, v in smaller.parts.items()} == {"train": 5, "test": 3}
 
