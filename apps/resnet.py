@@ -147,7 +147,9 @@ class Options:
             raise OptionsError("-resnet_layers conv: the compiled engine has no convolutions; add -resnet_engine torch")
         measured = training.accuracy_interval > 0 and "validation" in training.accuracy_parts
         if 1 < training.stop_accuracy < math.inf:
-            raise OptionsError(f"-resnet_stop_accuracy {training.stop_accuracy:g}: is a share, at most 1")
+            raise OptionsError(
+                f"-resnet_stop_accuracy {training.stop_accuracy:g}: is a share, at most 1; write 0.99 for 99 %"
+            )
         if training.stop_accuracy <= 1 and (data.validation == 0 or not measured):
             raise OptionsError(
                 "-resnet_stop_accuracy needs validation samples, -resnet_accuracy_interval above 0 and validation in "

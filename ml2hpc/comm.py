@@ -279,7 +279,9 @@ def _end_all(
     try:
         if _out_of_memory(error):
             told = str(error).partition("\n")[0]
-            _say(f"ml2hpc: error: rank {world.rank} of {world.size} has too little memory: {told}")
+            _say(
+                f"ml2hpc: error: rank {world.rank} of {world.size} has too little memory, ask for smaller sizes: {told}"
+            )
             return
         if not isinstance(error, UserError | KeyboardInterrupt):
             text = "".join(traceback.format_exception(kind, error, trace))

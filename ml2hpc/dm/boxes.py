@@ -174,7 +174,7 @@ def cut(problem: Problem, count: int, overlap: int, prefix: str) -> tuple[BoxSub
     if not isinstance(problem, GridProblem):
         raise OptionsError(
             f"-{prefix}dm_decomposition boxes: {type(problem).__name__} is not a problem on a whole grid; use layers, "
-            f"tensors, blocks or samples, or, on coarser levels or in a metric of a grid's problem, no nasm"
+            f"tensors, blocks or samples; on coarser levels of a grid, or in a metric, use another type than nasm"
         )
     grid = problem.grid
     try:

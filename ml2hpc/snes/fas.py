@@ -96,9 +96,11 @@ class FullApproximation(Method):
         """Refuse options that the others leave without an effect."""
         o, stem = self.options, f"-{solver.prefix}snes_fas_"
         if o.nested_steps and o.type not in _NESTED:
-            raise OptionsError(f"{stem}nested_steps: -{solver.prefix}snes_fas_type {o.type} has no nested iteration")
+            raise OptionsError(f"{stem}nested_steps: {stem}type {o.type} has no nested iteration; use full or nested")
         if o.cycles != "1" and o.type in ("additive", "nested"):
-            raise OptionsError(f"{stem}cycles {o.cycles}: {stem}type {o.type} makes no such cycles")
+            raise OptionsError(
+                f"{stem}cycles {o.cycles}: {stem}type {o.type} makes no such cycles; use multiplicative or full"
+            )
         if o.damping != 1.0 and o.use_coarse_correction_linesearch:
             raise OptionsError(
                 f"{stem}damping: the search chooses lengths; use it with {stem}use_coarse_correction_linesearch false"
