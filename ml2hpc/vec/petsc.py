@@ -40,9 +40,12 @@ def load() -> Any:
         If petsc4py is not installed, or PETSc computes with other numbers than float64.
     """
     try:
-        # Signals belong to the run, which writes a checkpoint; PETSc's own handler would end the job.
-        importlib.import_module("petsc4py").init(["ml2hpc", "-no_signal_handler"])
+        # Signals belong to the run, which writes a checkpoint; PETSc's own handler would end the job. Several inner
+        # products at once are a gemv where vectors happen to lie at equal distances in memory, else loops, which add in
+        # another order: bits would depend on what the heap looks like.
+        importlib.import_module("petsc4py").init(["ml2hpc", "-no_signal_handler", "-vec_mdot_use_gemv", "0"])
         petsc: Any = importlib.import_module("petsc4py.PETSc")
+        petsc.Options().getBool("vec_mdot_use_gemv", True)  # read, or PETSc warns where no vector was made
     except ImportError as error:
         raise UserError(f"PETSc for Python is not installed ({error}): bash jobscripts/petsc.sh installs it") from error
     if petsc.ScalarType is not np.float64:

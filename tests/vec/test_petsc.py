@@ -54,6 +54,19 @@ def test_the_state_rises_even_if_the_block_fails():
     assert vec.stateGet() > states[0]
 
 
+def test_inner_products_do_not_depend_on_where_vectors_lie():
+    """Four vectors at equal distances, as a heap may place them, and apart."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, 87, generator=generator, dtype=torch.float64)
+    x = share(torch.randn(87, generator=generator, dtype=torch.float64), load().COMM_SELF)
+    apart = torch.zeros(8, 1000, dtype=torch.float64)
+    places = [apart[k * (k + 1) // 2, :87] for k in range(4)]
+    for place, row in zip(places, values, strict=True):
+        place.copy_(row)
+    near, far = ([share(row, load().COMM_SELF) for row in rows] for rows in (values, places))
+    assert x.mDot(near).tolist() == x.mDot(far).tolist()
+
+
 def test_a_vec_keeps_the_tensor_alive_and_a_tensor_the_vec():
     vecs = [share(numbers(1000) + k, load().COMM_SELF) for k in range(20)]
     gc.collect()
