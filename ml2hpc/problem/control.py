@@ -254,8 +254,8 @@ class ResNet(nn.Module):
         # Before the blocks, so that networks of any depth start with the same outer layers.
         classification = affine(architecture.classification_shapes)
         weight, bias = architecture.block_shapes
-        rows = [
-            torch.cat([drawn(weight).flatten(), torch.zeros(bias, dtype=dtype)]) for _ in range(architecture.blocks)
-        ]
-        self.blocks = _Blocks(torch.stack(rows))
+        rows = torch.zeros(architecture.blocks, math.prod(weight) + math.prod(bias), dtype=dtype)
+        for row in rows[:, : math.prod(weight)]:
+            row.copy_(drawn(weight).flatten())
+        self.blocks = _Blocks(rows)
         self.classification = classification

@@ -207,6 +207,7 @@ def test_multilevel_trees_have_the_same_bits_on_any_ranks_and_after_a_restart(tm
         ("-resnet_stop_accuracy 99", "-resnet_stop_accuracy 99: is a share, at most 1"),
         ("-resnet_bloks 3", "-resnet_bloks.*-resnet_blocks"),
         ("-resnet_blocks 0", "-resnet_blocks"),
+        ("-resnet_blocks 1000000000000", "rank 0 of 2 has too little memory, ask for smaller sizes: "),
         ("-data_train 100000000000000", "rank 0 of 2 has too little memory, ask for smaller sizes: Unable to allocate"),
     ],
 )
