@@ -278,10 +278,10 @@ def _end_all(
     together = False
     try:
         if _out_of_memory(error):
-            told = str(error).partition("\n")[0]
-            _say(
-                f"ml2hpc: error: rank {world.rank} of {world.size} has too little memory, ask for smaller sizes: {told}"
-            )
+            if not _all_here(world) or world.rank == 0:
+                told = str(error).partition("\n")[0]
+                rank = f"rank {world.rank} of {world.size}"
+                _say(f"ml2hpc: error: {rank} has too little memory, ask for smaller sizes: {told}")
             return
         if not isinstance(error, UserError | KeyboardInterrupt):
             text = "".join(traceback.format_exception(kind, error, trace))
