@@ -44,6 +44,10 @@ Go on from a file on other numbers of ranks; draw loss, accuracies and movement:
 
     mpirun -n 4 python -m ml2hpc.apps.resnet -restart run.h5 -snes_max_it 200
     python -m ml2hpc.apps.plot run.h5
+
+Classify samples of your own, one a line, features as in the files that the network was trained on:
+
+    python -m ml2hpc.apps.evaluate run.h5 samples.csv classes.csv
 """
 
 from __future__ import annotations
@@ -52,19 +56,20 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ml2hpc.errors import OptionsError
 from ml2hpc.log.work import MEASURES
-from ml2hpc.options import option
+from ml2hpc.options import Database, option
 from ml2hpc.problem.control import Architecture, ArchitectureOptions, ResNet
-from ml2hpc.problem.data import DataOptions, DataSet, load
+from ml2hpc.problem.data import DataOptions, DataSet, Normalizer, load
 from ml2hpc.problem.interface import Block, Problem, Restriction
 from ml2hpc.problem.resnet import FASTEST, ResNetModel, ResNetProblem
 from ml2hpc.run import Run
@@ -237,10 +242,50 @@ class Progress:
         axes = [np.linspace(a, b, GRID) for a, b in zip(low, high, strict=True)]
         points = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], 1)
         grid = torch.as_tensor(points, dtype=whole.dtype, device=whole.device)
-        engine = training.model.engine()
-        batch = engine.batch(grid, torch.zeros(len(grid), dtype=torch.int64), 1.0)
-        p = torch.softmax(engine.logits(whole, batch)[:, : len(grid)], 0)[1]
+        p = torch.softmax(logits(training.model, whole, grid), 0)[1]
         return {"x": axes[0], "y": axes[1], "p": p.to(torch.float64).cpu().numpy().reshape(GRID, GRID)}
+
+
+def logits(model: ResNetModel, x: Tensor, samples: Tensor) -> Tensor:
+    """Return one logit per class of normalised samples (n, *inputs), shape (classes, n). Not collective."""
+    engine = model.engine()
+    batch = engine.batch(samples, torch.zeros(len(samples), dtype=torch.int64), 1.0)
+    return engine.logits(x, batch)[:, : len(samples)]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network from a file."""
+
+    model: ResNetModel
+    x: Tensor  # (n,)
+    normalizer: Normalizer
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tree: Tree) -> Trained:
+        """Return the network of the contents of run.h5, on the CPU. Not collective."""
+        configuration, normal = tree["configuration"], tree["normalization"]
+        database = Database.from_dict(configuration["options"])
+        dtype = getattr(torch, configuration["options"]["dtype"])
+        options = database.read(ArchitectureOptions, stem="resnet_", title="")
+        classes = tuple(configuration["classes"].split())
+        normalizer = Normalizer(float(normal["unit"]), normal["shift"], normal["deviation"])
+        architecture = Architecture.of(options, normalizer.shift.shape, len(classes))
+        # What was frozen is in no file: it is where the seed put it.
+        network = ResNet(architecture, int(configuration["options"]["seed"]), dtype)
+        parameters = network.state_dict()
+        for name, values in tree["checkpoint"]["parameters"].items():
+            parameters[name].copy_(torch.from_numpy(values))
+        # Any engine has logits, and the run's own may not be at hand here.
+        engine = "torch" if architecture.layers == "conv" else FASTEST
+        return cls(ResNetModel(architecture, engine, dtype), Layout(network).flatten(network), normalizer, classes)
+
+    def logits(self, samples: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return one logit per class of samples (n, features) as they were read, shape (n, classes). Not collective."""
+        normal = self.normalizer(samples.reshape(-1, *self.normalizer.shift.shape))
+        found = logits(self.model, self.x, torch.from_numpy(normal).to(self.model.dtype))
+        return found.T.to(torch.float64).numpy()
 
 
 def restricted(training: Training, problem: ResNetProblem) -> tuple[Problem, Tensor, Layout]:
@@ -315,6 +360,7 @@ def main(argv: list[str]) -> None:
                 "fields": "p",
             },
             "results": results | {"movement": progress.movements(gathered)},
+            "normalization": asdict(training.data.normalizer),
             **({"solution": picture} if picture else {}),
         }
 

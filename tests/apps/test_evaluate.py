@@ -1,4 +1,4 @@
-"""Evaluating a trained network at points of a CSV file."""
+"""Evaluating a trained network at points, or on samples, of a CSV file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import csv
 import numpy as np
 import pytest
 
-from ml2hpc.apps import evaluate, pinn
+from ml2hpc.apps import evaluate, pinn, resnet
 from ml2hpc.io import store
+from ml2hpc.problem.data.digits import digits
+from ml2hpc.problem.data.pool import split
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,58 @@ def test_bad_points_are_one_clear_error(trained, tmp_path, capsys, text, message
     assert re.search(message, error)
     assert error.count("\n") == 1
     assert not (tmp_path / "values.csv").exists()
+
+
+NETWORKS = (
+    "-resnet_freeze none",
+    "-resnet_freeze blocks",
+    "-resnet_loss least_squares",
+    "-resnet_layers conv -resnet_engine torch",
+)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def classifier(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluate") / "run.h5"
+    options = "-data_set digits -data_train 300 -data_validation 400 -resnet_width 6 -resnet_blocks 4 -snes_max_it 30"
+    resnet.main([*f"{options} {request.param} -dtype float32 -seed 3".split(), "-output", str(path)])
+    return path
+
+
+def test_classes_are_those_that_the_accuracy_counts(classifier, tmp_path, capsys):
+    tree = store.read(classifier, "run")
+    pool = digits()
+    parts = split(pool, {"train": 300, "validation": 400, "test": 359}, 3)
+    for name, (x, labels) in parts.items():
+        samples = tmp_path / f"{name}.csv"
+        np.savetxt(samples, x.reshape(len(x), -1), delimiter=",", header="pixels", comments="")
+        assert evaluate.main([str(classifier), str(samples), str(tmp_path / "classes.csv")]) == 0
+        head, rows = table(tmp_path / "classes.csv")
+        right = np.mean(rows[:, 0] == [int(pool.classes[k]) for k in labels])
+        assert right == pytest.approx(tree["results"][name]["accuracy"], abs=1e-12), name
+        assert right > 0.5
+        by_value = "least_squares" in tree["configuration"]["options"]["resnet_loss"]
+        assert head[:2] == ["class", f"{'value' if by_value else 'probability'}_0"]
+        assert (rows[:, 1:].sum(1) == pytest.approx(1.0, abs=1e-12)) != by_value
+        assert (rows[:, 1:].argmax(1) == rows[:, 0]).all()
+    assert "359 samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2,3\n", "line 1: expected 64 numbers, got '1,2,3'"),
+        (",".join(["1"] * 65) + "\n", "line 1: expected 64 numbers, got 65 columns, '1,1,"),
+        (",".join(["1e300"] * 64) + "\n", "sample 1 is too large for the network"),
+    ],
+)
+def test_bad_samples_are_one_clear_error(classifier, tmp_path, capsys, text, message):
+    (tmp_path / "samples.csv").write_text(text)
+    assert evaluate.main([str(classifier), str(tmp_path / "samples.csv"), str(tmp_path / "classes.csv")]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "classes.csv").exists()
 
 
 def test_missing_files_are_clear_errors(tmp_path, capsys, trained):

@@ -21,9 +21,9 @@ from ml2hpc.problem.data.binary import cifar10, mnist
 from ml2hpc.problem.data.digits import digits
 from ml2hpc.problem.data.libsvm import libsvm
 from ml2hpc.problem.data.plane import circles, disk, spirals
-from ml2hpc.problem.data.pool import DataSet, Pool, normalized, split
+from ml2hpc.problem.data.pool import DataSet, Normalizer, Pool, normalized, split
 
-__all__ = ["DataOptions", "DataSet", "Pool", "load"]
+__all__ = ["DataOptions", "DataSet", "Normalizer", "Pool", "load"]
 
 Set = Literal["circles", "disk", "spirals", "mnist", "cifar10", "libsvm", "digits"]
 DRAWN: dict[str, Callable[[int, int, DataOptions], Pool]] = {

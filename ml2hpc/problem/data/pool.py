@@ -55,6 +55,20 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Normalizer:
+    """x -> (x / unit - shift) / deviation, what networks see of samples as they were drawn or read."""
+
+    unit: float
+    shift: Array  # (*inputs)
+    deviation: Array  # (*inputs)
+
+    def __call__(self, x: Array) -> Array:
+        """Return normalised samples, shape (n, *inputs). Not collective."""
+        found: Array = (x / self.unit - self.shift) / self.deviation
+        return found
+
+
+@dataclass(frozen=True)
 class DataSet:
     """Training, validation and test samples, normalised by what the training samples have.
 
@@ -62,12 +76,15 @@ class DataSet:
     ----------
     parts
         By name: train, and validation and test if they have samples.
+    normalizer
+        What was done to all of them.
     checksum
         Of what was read from files; none where samples were drawn, whose last bits may be the machine's.
     """
 
     parts: dict[str, Samples]
     classes: tuple[str, ...]
+    normalizer: Normalizer
     checksum: str = ""
 
     @property
@@ -119,14 +136,13 @@ def normalized(pool: Pool, parts: dict[str, tuple[Array, Array]], how: str, dtyp
     shift = train.mean(0) if how != "none" else np.zeros(train.shape[1:])
     deviation = train.std(0) if how == "standardize" else np.ones(train.shape[1:])
     deviation[deviation == 0] = 1.0
+    normalizer = Normalizer(pool.scale, shift, deviation)
     return DataSet(
         {
-            name: Samples(
-                torch.from_numpy((x / pool.scale - shift) / deviation).to(dtype),
-                torch.from_numpy(labels.astype(np.int64)),
-            )
+            name: Samples(torch.from_numpy(normalizer(x)).to(dtype), torch.from_numpy(labels.astype(np.int64)))
             for name, (x, labels) in parts.items()
             if len(labels)
         },
         pool.classes,
+        normalizer,
     )
