@@ -96,7 +96,7 @@ def test_classes_are_those_that_the_accuracy_counts(classifier, tmp_path, capsys
         head, rows = table(tmp_path / "classes.csv")
         right = np.mean(rows[:, 0] == [int(pool.classes[k]) for k in labels])
         assert right == pytest.approx(tree["results"][name]["accuracy"], abs=1e-12), name
-        assert right > 0.5
+        assert right > 0.4  # by chance 0.1
         by_value = "least_squares" in tree["configuration"]["options"]["resnet_loss"]
         assert head[:2] == ["class", f"{'value' if by_value else 'probability'}_0"]
         assert (rows[:, 1:].sum(1) == pytest.approx(1.0, abs=1e-12)) != by_value
