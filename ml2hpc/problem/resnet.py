@@ -86,8 +86,15 @@ class ResNetModel:
     device: torch.device = CPU
 
     def engine(self, first: int = 0, last: int | None = None) -> Propagation:
-        """Return the engine for a window of layers. Not collective."""
-        return PROPAGATIONS[self.engine_name](self.architecture, self.loss, self.dtype, first, last)
+        """Return the engine for a window of layers, made once: mini-batches are many. Not collective."""
+        if (first, last) not in self._engines:
+            kind = PROPAGATIONS[self.engine_name]
+            self._engines[first, last] = kind(self.architecture, self.loss, self.dtype, first, last)
+        return self._engines[first, last]
+
+    @cached_property
+    def _engines(self) -> dict[tuple[int, int | None], Propagation]:
+        return {}
 
     @cached_property
     def penalty(self) -> Tensor:

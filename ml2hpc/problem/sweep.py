@@ -75,7 +75,6 @@ class Sweep(Propagation):
             head=self.last == a.blocks + 2,
             strip=self._strip(),
             checkpoint=min(_CHECKPOINT, a.blocks),
-            threads=torch.get_num_threads(),
             step=a.step,
         )
         self._address = ctypes.addressof(self._plan)
@@ -101,22 +100,24 @@ class Sweep(Propagation):
         """Return samples filled up to whole register blocks by zeros of weight zero."""
         if x.device.type != "cpu":
             raise UnsupportedError("-resnet_engine compiled: it computes on the CPU; with -device cuda use torch")
-        plain = self._twin.batch(x, labels, weight)
-        return Batch(*(self._padded(v) for v in (plain.x, plain.targets, plain.weight)))
+        n, a = len(x), self.architecture
+        samples, targets, weights = (self._zeros(rows, n) for rows in (a.inputs[0], a.classes, 1))
+        samples[:, :n] = x.reshape(n, -1).T
+        targets[labels, torch.arange(n)] = 1.0
+        weights[0, :n] = weight
+        return Batch(samples, targets, weights[0])
 
-    def _padded(self, values: Tensor) -> Tensor:
-        n = values.shape[-1]
-        shape = (*values.shape[:-1], -(-n // self._quantum) * self._quantum)
-        out = aligned(torch.Size(shape).numel(), self.dtype).view(shape)
-        out[..., :n] = values
-        return out
+    def _zeros(self, rows: int, n: int) -> Tensor:
+        """Return room for n samples in whole register blocks."""
+        columns = -(-n // self._quantum) * self._quantum
+        return aligned(rows * columns, self.dtype).view(rows, columns)
 
     def freeze(self, parameters: Tensor, batch: Batch) -> None:
         if self.first == 0:
             return
         entered = self._enter(parameters, batch)
         if batch.below is None:
-            batch.below = self._padded(torch.zeros_like(entered))
+            batch.below = self._zeros(entered[:, :, 0].numel(), entered.shape[-1]).view(entered.shape)
         plan = Plan.from_buffer_copy(self._plan)
         plan.first, plan.blocks = 0, self.first - 1
         self._sweep(plan, parameters, batch, entered, end=batch.below)
@@ -195,7 +196,7 @@ class Sweep(Propagation):
         end: Tensor | None = None,
     ) -> None:
         """Call the kernel; `out` takes gradient (with `back`), loss and number of correct samples."""
-        plan.samples = batch.weight.numel()
+        plan.samples, plan.threads = batch.weight.numel(), torch.get_num_threads()
         address = ctypes.addressof(plan)
         strips = -(-plan.samples // plan.strip)
         scratch = ARENA.take("sweep", plan.threads * self._scratch(address), self.dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +39,14 @@ class TorchOptim(Method):
         lr: float = option(1e-3, "learning rate", above=0.0)
         arguments: str = option("{}", "further arguments as a YAML mapping, such as {betas: [0.9, 0.99]}")
         decay: float = option(1.0, "factor of the learning rate per 1000 steps", above=0.0, at_most=1.0)
-        batch: int = option(0, "samples drawn for each step; 0 takes all", at_least=0)
+        batch: int = option(0, "samples of a step: parts of all, in an order drawn anew; 0 takes all", at_least=0)
         # L after every step on a batch would cost many times the step.
         steps: int = option(
             0,
             "steps in an iteration, at whose end L is evaluated; 0 makes an epoch, the samples over the batch",
             at_least=0,
         )
-        seed: int = option(0, "seed of the draws", at_least=0)
+        seed: int = option(0, "seed of the orders", at_least=0)
         recycle: bool = option(True, "keep the optimiser's state from one solve to the next")
 
     name = "torchoptim"
@@ -111,8 +113,11 @@ class TorchOptim(Method):
 
         with torch.no_grad():
             self._x.copy_(point.x)
-        for _ in range(self._count(solver.problem)):
-            sampled = self._draw(solver.problem) if self.options.batch else None
+        batches: Iterator[Tensor | None] = (
+            self._batches(solver.problem) if self.options.batch else itertools.repeat(None)
+        )
+        for rows in itertools.islice(batches, self._count(solver.problem)):
+            sampled = None if rows is None else solver.problem.sample(rows)
             for group in self._optimiser.param_groups:
                 group["lr"] = self.options.lr * self.options.decay ** (self._steps / 1000)
             self._optimiser.step(closure)
@@ -127,11 +132,11 @@ class TorchOptim(Method):
         epoch = math.ceil(problem.samples / self.options.batch) if self.options.batch else 1
         return self.options.steps or epoch
 
-    def _draw(self, problem: Problem) -> Problem:
-        rows = torch.randperm(problem.samples, generator=self._generator, device=self._generator.device)[
-            : self.options.batch
-        ]
-        return problem.sample(rows.sort().values)
+    def _batches(self, problem: Problem) -> Iterator[Tensor]:
+        """Yield the samples of one batch after the other, each sample once an epoch, for ever. Not collective."""
+        while True:
+            order = torch.randperm(problem.samples, generator=self._generator, device=self._generator.device)
+            yield from (rows.sort().values for rows in order.split(self.options.batch))
 
     def state(self, solver: SNES) -> Tree:
         gather = solver.problem.space.gather

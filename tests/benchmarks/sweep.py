@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -128,19 +129,16 @@ def section_threads(rounds: int) -> None:
     """Compare two threads with one."""
     print("two threads; target: 1.8 times one, on two free cores")
     for case in CASES:
-        problems = {}
-        for threads in (1, 2):
+        problem, x = make(case, "float64")
+
+        def gradient(threads: int, problem: ResNetProblem = problem, x: Tensor = x) -> Tensor:
             torch.set_num_threads(threads)
-            problem, x = make(case, "float64")
-            problem.gradient(x)  # the engine keeps the number of threads
-            problems[threads] = (problem, x)
-        torch.set_num_threads(1)
-        assert torch.equal(problems[1][0].gradient(x), problems[2][0].gradient(x))
-        contenders: dict[int, Callable[[], object]] = {
-            threads: lambda problem=problem, x=x: problem.value_and_gradient(x)  # type: ignore[misc]
-            for threads, (problem, x) in problems.items()
-        }
+            return problem.gradient(x)
+
+        assert torch.equal(gradient(1), gradient(2))
+        contenders: dict[int, Callable[[], object]] = {threads: partial(gradient, threads) for threads in (1, 2)}
         found = interleave(contenders, 10 * rounds, time.perf_counter)
+        torch.set_num_threads(1)
         gain, best = found[1].median / found[2].median, min(found[1].all) / min(found[2].all)
         told = f"one {found[1]}, two {found[2]}: {gain:.2f} times ({best:.2f} of the minima)"
         print(f"  width {case.width:2}, {case.samples} samples, {case.activation:4}: {told}")

@@ -111,8 +111,8 @@ def test_bits_do_not_depend_on_threads_or_checkpoints(
             monkeypatch.setattr(sweep, "_CHECKPOINT", checkpoint)
             problem = problem_of(architecture, "compiled", n=1000)
             engine = problem._evaluation.engine
-            assert isinstance(engine, Sweep) and engine._plan.threads == threads
             found.append(problem.value_and_gradient(x))
+            assert isinstance(engine, Sweep) and engine._plan.threads == threads
         assert all(f == found[0][0] and torch.equal(g, found[0][1]) for f, g in found)
 
 

@@ -237,7 +237,9 @@ class Study:
         print(f"{run.name}: {fault or 'done'}", flush=True)
         if fault:
             return None
-        table = run.table()
+        whole = run.table()
+        inside = whole["cpu_seconds"] <= self.budget(problem)  # what is there may have had more
+        table = {column: values[inside] for column, values in whole.items()}
         table["cpu_seconds"] -= table["cpu_seconds"][0] + np.cumsum(table["measuring"]) - table["measuring"][0]
         return table
 
