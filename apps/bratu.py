@@ -175,7 +175,7 @@ def report(run: Run, solver: SNES, solution: Solution, point: Point) -> None:
         fields = ["u"] if solution.exact is None else ["u", "reference", "error"]
         xdmf.write(run.options.output, solution.axes(), fields, points="points")
     norm, maximum, error = solver.problem.space.norm(point.g), solution.maximum(point.x), solution.error(point.x)
-    run.print(f"{solver.reason.name} after {solver.iteration} iterations, {run.seconds:.1f} s")
+    run.print(f"{solver.ending()}, {run.seconds:.1f} s")
     run.print(f"energy {point.f:.12e}, residual norm {norm:.6e}, maximum of u {maximum:.9f}")
     if solution.exact is not None:
         run.print(f"relative L2 error {error:.6e}")

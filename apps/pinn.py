@@ -393,7 +393,7 @@ def report(run: Run, solver: SNES, problem: PinnProblem, solution: Solution, poi
     losses = problem.terms(x)
     work = solver.work
     counts = ", ".join(f"{work['gradients', m]:.0f} {m}" for m in MEASURES)
-    run.print(f"{solver.reason.name} after {solver.iteration} iterations, {run.seconds:.1f} s; gradients: {counts}")
+    run.print(f"{solver.ending()}, {run.seconds:.1f} s; gradients: {counts}")
     run.print("loss " + f"{point.f:.6e}" + "".join(f", {k} {v:.3e}" for k, v in losses.items() if len(losses) > 1))
     errors = solution.errors(x)
     if errors is not None:

@@ -381,7 +381,7 @@ def report(run: Run, solver: SNES, progress: Progress, point: Point) -> None:
     """Print how the run ended. Collective."""
     x = solver.problem.space.gather(point.x)
     counts = ", ".join(f"{solver.work['gradients', m]:.0f} {m}" for m in MEASURES)
-    run.print(f"{solver.reason.name} after {solver.iteration} iterations, {run.seconds:.1f} s; gradients: {counts}")
+    run.print(f"{solver.ending()}, {run.seconds:.1f} s; gradients: {counts}")
     found = ", ".join(f"{name} {loss:.6e} ({a:.4%})" for name, (loss, a) in progress.accuracies(x).items())
     run.print(f"objective {point.f:.6e}; loss and accuracy: {found}")
     moved = ", ".join(f"{k.removeprefix('movement_')} {v:.3e}" for k, v in progress.movements(x).items())

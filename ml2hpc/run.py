@@ -118,7 +118,8 @@ class Run:
         self.history: dict[str, History] = {}
         self.progress = Progress()
         self._signal = 0
-        self._last_checkpoint = self._observed = time.perf_counter()
+        self._last_checkpoint = time.perf_counter()
+        self._asked: float | None = None  # when it was last said that the job goes on
         self._adaptation: Adaptation | None = None
         self._describe: Callable[[Point, bool], Tree] = lambda point, last: {}
         self._measure: Callable[[SNES, Point], dict[str, float]] = lambda solver, point: {}
@@ -316,6 +317,7 @@ class Run:
 
     def _watch(self, solver: SNES) -> None:
         solver.observe = self._observe
+        solver.ask = self._ask
         solver.refresh = self._refresh
         self._outermost = solver
         self.history.setdefault("outer", History())
@@ -350,10 +352,16 @@ class Run:
         self._record(solver, point, norm, update)
         if not point.finite:
             return Reason.CONVERGED_ITERATING
+        goal = self._reached()
+        said = self._ask(solver, point, f"objective {point.f:.3e}", goal=goal)
+        return Reason.CONVERGED_USER if goal and said == Reason.CONVERGED_ITERATING else said
+
+    def _ask(self, solver: SNES, point: Point, told: str, *, goal: bool = False) -> Reason:
+        """Say whether the job goes on from a point, or inside the step from there; write checkpoints. Collective."""
         now = time.perf_counter()
         elapsed = now - self.started
-        expected = elapsed + (now - self._observed if solver.iteration > self._first_iteration else 0.0)
-        self._observed = now
+        expected = elapsed + (now - self._asked if self._asked is not None else 0.0)
+        self._asked = now
         due = now - self._last_checkpoint > self.options.checkpoint_interval
         # One reduction: the same decision on every rank, whoever got the signal or has the slower clock.
         flags = np.array([self._signal, expected > self.options.max_time, due], dtype=np.float64)
@@ -363,16 +371,14 @@ class Run:
         done = (solver.iteration - first) / (budget - first) if budget > first else 1.0
         part = max(done, elapsed / self.options.max_time)
         if self.comm.rank == 0:
-            text = f"{self.app}: iteration {solver.iteration}, objective {point.f:.3e}"
+            text = f"{self.app}: iteration {solver.iteration}, {told}"
             self.progress.show(text, elapsed, min(part, 1.0))
         if caught:
             self._signal = int(caught)
             return Reason.DIVERGED_SIGNAL
         if late:
             return Reason.DIVERGED_MAX_TIME
-        if self._reached():
-            return Reason.CONVERGED_USER
-        if due_somewhere and solver.reason == Reason.CONVERGED_ITERATING:
+        if due_somewhere and solver.reason == Reason.CONVERGED_ITERATING and not goal:
             self._checkpoint(solver, point, last=False)
         return Reason.CONVERGED_ITERATING
 
@@ -484,9 +490,7 @@ class Run:
             work = {node.prefix: node.work for node in nodes(solver)}
             if logs is not None:
                 self._show(Viewer.parse(self.options.log_view, "-log_view"), log.view(logs, work, self.command))
-        why = f"{solver.reason.name} after {solver.iteration} iterations" + (
-            f": {solver.failure}" if solver.failure else ""
-        )
+        why = solver.ending()
         if solver.reason == Reason.DIVERGED_SIGNAL:
             name = signal.Signals(self._signal).name
             self.print(f"{self.app}: {name}: checkpoint written to {self.options.output}, go on with -restart")

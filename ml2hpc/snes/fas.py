@@ -29,6 +29,7 @@ from ml2hpc.linesearch import Line
 from ml2hpc.options import option
 from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
 from ml2hpc.snes.levels import Cycle, LevelSolvers, SmoothingOptions, Steps, rises, visits
+from ml2hpc.snes.nested import NestedIteration
 
 _NESTED = ("full", "kaskade", "nested")  # types that start with nested iteration
 
@@ -88,7 +89,9 @@ class FullApproximation(Method):
         self._check(solver)
         # Gradient descent, the published smoother, leaves the blocks of networks where they are.
         self._levels = LevelSolvers(solver, "fas", o, {"snes_type": "qn"}, {})
-        self._nested = o.type in _NESTED  # still to be done
+        self._to_nest = o.type in _NESTED
+        self._nested = NestedIteration(self._levels, o.lift, self._nested_steps, self._cycle, self._goes_on)
+        self._counted = self._levels.work  # what of the levels' work the solver's has
         self._failures = 0  # iterations in a row that failed
         self._ahead: Point | None = None  # the iterate on the finest level, over the batch that has been drawn for it
 
@@ -130,20 +133,50 @@ class FullApproximation(Method):
         self._ahead = None
 
     def step(self, solver: SNES, point: Point) -> Step:
-        levels, before = self._levels, self._levels.work
+        levels, self.interrupted = self._levels, False
+        self._from, self._counted = point, levels.work
         start = self._ahead or levels.open(solver, point)
         self._ahead = None
-        end = self._nest(solver, start) if self._nested else start
+        end = start
+        if self._to_nest and levels.finest:
+            end = self._nested.solve(solver, start)
+            if self._nested.stage is not None:  # the run ends
+                return Step(point, reported=True)
+        self._to_nest = False
         if end is start and start.finite:
             end = self._once(solver, start)
         moved = solver.problem.space.norm(end.x - start.x) > 0.0
         close = self._close_ahead if self.options.batch_ahead else levels.close
         new = close(solver, end) if moved else point
-        solver.work.counts += levels.work.counts - before.counts
+        self._count(solver)
         self._failures = 0 if moved else self._failures + 1
         if not new.finite:
             return Step.broken(point, "after the cycle")
         return Step(new) if moved else Step(point, "no level lowers the objective")
+
+    def _count(self, solver: SNES) -> None:
+        """Add the levels' work to the solver's. Not collective."""
+        before, self._counted = self._counted, self._levels.work
+        solver.work.counts += self._counted.counts - before.counts
+
+    def _goes_on(self, solver: SNES, told: str) -> bool:
+        """Ask the run, inside an iteration, whether to go on. Collective."""
+        if self.options.batch:  # which is drawn for an iteration, and not kept
+            return True
+        self._count(solver)
+        return solver.goes_on(self._from, told)
+
+    def _nested_steps(self, level: int) -> int | None:
+        """Return the steps on a level in nested iteration, None for a cycle. Not collective."""
+        o, steps = self.options, self._steps(level)
+        apart: int = o.nested_steps
+        if level < self._levels.finest and apart:
+            return apart
+        if level == 0:
+            return steps.down
+        if o.type not in ("kaskade", "nested"):
+            return None
+        return steps.up or steps.down
 
     def _close_ahead(self, solver: SNES, point: Point) -> Point:
         """Draw the next batch; return the end of an iteration as a point of the solver, L over that. Collective."""
@@ -267,33 +300,6 @@ class FullApproximation(Method):
         together = point if line is None else self._take(solver, level, line, point)
         return together if together.f < smoothed.f else smoothed
 
-    def _nest(self, solver: SNES, point: Point) -> Point:
-        """Solve on the coarsest level, then on the next finer one, and so on; return what is below L. Collective."""
-        levels = self._levels
-        self._nested = False
-        if levels.finest == 0:
-            return point
-        x = point.x
-        for level in range(levels.finest, 0, -1):
-            x = levels.levels.transfer(level - 1).project(x)
-        for level in range(levels.finest + 1):
-            if level:
-                x = levels.levels.transfer(level - 1).lift(x)
-            if level < levels.finest:
-                levels.see(level, levels.levels[level].problem)
-            if level and self.options.lift:
-                levels.inherit(level)
-            here = levels.evaluated(level, x)
-            if not here.finite:
-                return point
-            upwards = level and self.options.type in ("kaskade", "nested")
-            if level < levels.finest and self.options.nested_steps:
-                here = levels.smooth(level, here, self.options.nested_steps)
-            else:
-                here = (self._smooth if upwards else self._cycle)(solver, level, here)
-            x = here.x
-        return here if here.f < point.f else point
-
     def learner(self) -> Method:
         if self._levels.levels[self._levels.finest].scale is not None:
             return self  # what is learnt there is of other unknowns
@@ -306,14 +312,19 @@ class FullApproximation(Method):
         return self._levels.forget() and self._failures < 2
 
     def state(self, solver: SNES) -> Tree:
-        tree = {**self._levels.state(), "nested": self._nested, "failures": self._failures}
+        tree = {**self._levels.state(), "to_nest": self._to_nest, "failures": self._failures}
+        tree["nested"] = self._nested.state()
         # The batch ahead is drawn again after a restart.
         return tree if self._ahead is None else {**tree, "generator": self._drawn_from}
 
     def load(self, solver: SNES, state: Tree) -> None:
         self._levels.load(state)
         self._levels.relink()
-        self._nested, self._failures = bool(state["nested"]), int(state["failures"])
+        self._to_nest, self._failures = bool(state["to_nest"]), int(state["failures"])
+        self._nested.load(state.get("nested", {}))
+
+    def resume(self, solver: SNES, point: Point) -> None:
+        self.interrupted = self._nested.stage is not None
 
     def inner(self) -> list[tuple[str, SNES]]:
         return self._levels.inner()

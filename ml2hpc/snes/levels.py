@@ -262,13 +262,19 @@ class LevelSolvers:
         self.see(level - 1, coarse.shift(slope))
         return Point(start.x, start.f + coarse.space.dot(slope, start.x), g, g)
 
-    def smooth(self, level: int, point: Point, steps: int) -> Point:
-        """Return where some steps of the level's solver lead, or the point itself if H_l rose. Collective."""
+    def smooth(self, level: int, point: Point, steps: int, now: Point | None = None) -> Point:
+        """Return where some steps of the level's solver lead, or the point itself if H_l rose. Collective.
+
+        Parameters
+        ----------
+        now
+            Where a solver is that goes on after a restart.
+        """
         if steps == 0:
             return point
         child = self.children[level]
         child.options = replace(child.options, max_it=steps)
-        end = child.solve(point.x, (point.f, point.g))
+        end = child.solve(point.x, (point.f, point.g)) if now is None else child.resume(now)
         return Point(end.x, end.f, end.g, end.g) if end.finite and not rises(end.f, point.f) else point
 
     def finish(self, level: int, point: Point, steps: int) -> Tensor:

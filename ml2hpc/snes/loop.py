@@ -31,6 +31,9 @@ from ml2hpc.snes.reasons import Reason
 Observer = Callable[["SNES", "Point", float, float], Reason]
 """Called after every iteration with the solver, the iterate, its gradient norm and the length of the step."""
 
+Ask = Callable[["SNES", "Point", str], Reason]
+"""Called inside a long step with the solver, the iterate before it, and how far the step is."""
+
 Refresh = Callable[["SNES", "Point"], "Point | None"]
 """Called before every iteration; may `SNES.replace` the problem, and then returns the iterate on the new one."""
 
@@ -87,6 +90,7 @@ class SNES:
         self.reason_viewer = self._viewer("converged_reason", options.converged_reason)
         self.viewer = self._viewer("view", options.view)
         self.observe: Observer | None = None  # the run's say after every iteration
+        self.ask: Ask | None = None  # the run's say inside a long step
         self.refresh: Refresh | None = None  # the run's chance to replace the problem before every iteration
         self.work = Work()
         self.iteration = 0
@@ -288,6 +292,19 @@ class SNES:
         self._report(point, self.problem.space.norm(point.x - before.x))
         return self.reason == Reason.CONVERGED_ITERATING
 
+    def goes_on(self, point: Point, told: str) -> bool:
+        """Ask the run, inside a step from a point, whether to go on; if not, the step is to end. Collective.
+
+        Parameters
+        ----------
+        told
+            How far the step is, in words.
+        """
+        said = Reason.CONVERGED_ITERATING if self.ask is None else self.ask(self, point, told)
+        if said != Reason.CONVERGED_ITERATING:
+            self._end(said, told)
+        return self.reason == Reason.CONVERGED_ITERATING
+
     def _precondition(self, point: Point) -> Point:
         if self.npc is None:
             return point
@@ -392,6 +409,11 @@ class SNES:
     def view(self) -> str:
         """Return the tree below this solver as PETSc prints it. Not collective."""
         return view.text(self)
+
+    def ending(self) -> str:
+        """Return how the solve ended, such as "DIVERGED_MAX_IT after 7 iterations", and what is known of it."""
+        text = f"{self.reason.name} after {self.iteration} iterations"
+        return f"{text}: {self.failure}" if self.failure else text
 
     def brief(self) -> str:
         """Return the tree below this solver in a line, such as "qn(lbfgs 10) + npc nasm(...) of qn(ssbroyden)"."""

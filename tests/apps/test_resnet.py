@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import pytest
 
 from ml2hpc.io import store
 from ml2hpc.problem.control import Architecture
-from tests.apps.test_pinn import command, parameters
+from tests.apps.test_pinn import command, parameters, rank_process
 from tests.problem.test_data import idx
 
 SMALL = "-data_train 300 -data_validation 100 -data_test 50 -resnet_blocks 8 -resnet_chunk 64"
@@ -309,6 +312,33 @@ def test_damaged_input_ends_every_rank_with_one_line_and_touches_no_output(
     assert len(lines) == 1 and re.search(message, lines[0]), done.stderr
     assert "Traceback" not in done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_nested_iteration_ends_at_a_signal_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """It is all in the first iteration. A checkpoint is written in it, too."""
+    tree = (
+        "-snes_type fas -snes_fas_type nested -dm_levels 2 -snes_fas_smoothing [2,{3000}] -snes_max_it 2 -snes_rtol 0"
+    )
+    words = shlex.split(f"{SMALL} {tree} -checkpoint_interval 0.2 -output cut.h5")
+    line = command(2, words)
+    line[line.index("ml2hpc.apps.pinn")] = "ml2hpc.apps.resnet"
+    job = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "cut.h5").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(rank_process("cut.h5"), signal.SIGUSR1)
+        out, _ = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert job.returncode == 85, out
+    state = store.read(tmp_path / "cut.h5", "run")["checkpoint"]["solver"]
+    assert state["iteration"] == 0 and 0 < state["method"]["level_0"]["iteration"] < 3000
+    succeed(tmp_path, 1, "-restart cut.h5 -output resumed.h5")
+    succeed(tmp_path, 2, f"{tree} -output straight.h5")
+    for column in ("objective", "gradient_norm", "update_norm", "gradients_work"):
+        resumed, straight = (history(tmp_path / f"{name}.h5")[column] for name in ("resumed", "straight"))
+        assert resumed == pytest.approx(straight, rel=1e-12 if column == "gradients_work" else 0, abs=0), column
 
 
 def test_restart_with_other_data_is_refused(runs: Path) -> None:
