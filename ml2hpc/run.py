@@ -68,8 +68,8 @@ class Options:
     checkpoint_interval: float = option(60.0, "seconds between two checkpoints", at_least=0.0)
     max_time: float = option(
         float("inf"),
-        "seconds that this job may take: it stops where one more iteration would take longer; nested iteration is all "
-        "in the first",
+        "seconds that this job may take: it stops where one more iteration, or one more inside nested iteration, would "
+        "take longer",
         above=0.0,
     )
     dtype: Literal["float64", "float32"] = option("float64", "floating-point type")

@@ -40,7 +40,7 @@ FLOORS = {
 # In these rooms each file is a type, which imports no other type; the modules of SHARED are what types have in common.
 ROOMS_OF_TYPES = {"snes", "linesearch", "ksp"}
 SHARED = {"__init__", "interface", "method", "registry", "factory", "loop", "reasons", "convergence", "npc", "view"}
-SHARED |= {"secant", "limited", "dense", "newton", "sr1", "mixing", "subspace", "levels", "coarse"}
+SHARED |= {"secant", "limited", "dense", "newton", "sr1", "mixing", "subspace", "levels", "nested", "coarse"}
 # Solvers see a problem through its interface: no network, engine or sampler.
 SOLVERS = {"ksp", "linesearch", "trustregion", "snes"}
 PROBLEM_FOR_SOLVERS = {"interface"}
