@@ -7,8 +7,8 @@ as `x,t`, is understood and may order the columns otherwise. `values.csv` gets t
 the problem has a reference solution, its values and the differences.
 
 For a classifier (resnet) `points.csv` has one line per sample and one column per feature, as in the files that it was
-trained on (0 to 255 for pixels of images); a first line of names is passed over. `values.csv` gets the class, and each
-class's probability; after a training by least squares, its value.
+trained on (bytes for pixels of MNIST); a first line of as many names is passed over. `values.csv` gets the class, and
+each class's probability; after a training by least squares, its value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ml2hpc.options import Database
 from ml2hpc.problem.pinn import FASTEST
 
 Array = NDArray[np.float64]
-LONGEST = 60  # letters of a line that an error repeats
+_LONGEST = 60  # letters of a line that an error repeats
 USAGE = "usage: python -m ml2hpc.apps.evaluate run.h5 points.csv values.csv"
 
 
@@ -51,22 +51,31 @@ def read_points(path: Path, coordinates: str | int) -> Array:
         raise FileError(f"{path}: cannot be read: {error}") from error
     columns = coordinates if isinstance(coordinates, int) else len(coordinates)
     order = list(range(columns))
-    if rows and not _is_number(rows[0][1][0]):
+    if rows and all(map(_is_name, rows[0][1])) and (isinstance(coordinates, str) or len(rows[0][1]) == columns):
         names = [cell.strip() for cell in rows.pop(0)[1]]
         if isinstance(coordinates, str):
             if sorted(names) != sorted(coordinates):
                 raise FileError(f"{path}: the columns are {','.join(names)}, expected {','.join(coordinates)}")
             order = [names.index(c) for c in coordinates]
     if not rows:
-        raise FileError(f"{path}: holds no points")
+        raise FileError(f"{path}: holds no lines of numbers")
     points = np.empty((len(rows), columns))
     for i, (line, row) in enumerate(rows):
         if len(row) != columns or not all(_is_number(cell) for cell in row):
             text = ",".join(row)
-            got = repr(text) if len(text) <= LONGEST else f"{len(row)} columns, {text[:LONGEST]!r}..."
+            got = repr(text) if len(text) <= _LONGEST else f"{len(row)} columns, {text[:_LONGEST]!r}..."
             raise FileError(f"{path}, line {line}: expected {columns} numbers, got {got}")
         points[i] = [float(row[k]) for k in order]
     return points
+
+
+def _is_name(text: str) -> bool:
+    """Tell whether a cell heads a column: nan and inf are numbers, though no finite ones."""
+    try:
+        float(text)
+    except ValueError:
+        return bool(text.strip())
+    return False
 
 
 def _is_number(text: str) -> bool:
@@ -84,7 +93,7 @@ def evaluate(run: Path, points: Path, values: Path) -> str:
         raise FileError(f"{run}: is the output of {app!r}, not of pinn or resnet")
     if app == "resnet" and "normalization" not in tree:
         raise FileError(f"{run}: does not say how samples were normalised: it is of an older version; train again")
-    return solve(tree, points, values) if app == "pinn" else classify(tree, points, values)
+    return evaluate_fields(tree, points, values) if app == "pinn" else classify(tree, points, values)
 
 
 def classify(tree: dict[str, Any], points: Path, values: Path) -> str:
@@ -103,7 +112,7 @@ def classify(tree: dict[str, Any], points: Path, values: Path) -> str:
     return f"{len(rows)} samples"
 
 
-def solve(tree: dict[str, Any], points: Path, values: Path) -> str:
+def evaluate_fields(tree: dict[str, Any], points: Path, values: Path) -> str:
     """Write the fields at points, and errors against the reference, if any."""
     configuration = tree["configuration"]
     # Any engine has values, and the run's own may not be at hand here.

@@ -284,8 +284,8 @@ class Trained:
     def logits(self, samples: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return one logit per class of samples (n, features) as they were read, shape (n, classes). Not collective."""
         normal = self.normalizer(samples.reshape(-1, *self.normalizer.shift.shape))
-        found = logits(self.model, self.x, torch.from_numpy(normal).to(self.model.dtype))
-        return found.T.to(torch.float64).numpy()
+        chunks = torch.from_numpy(normal).to(self.model.dtype).split(self.model.chunk)
+        return torch.cat([logits(self.model, self.x, chunk) for chunk in chunks], 1).T.to(torch.float64).numpy()
 
 
 def restricted(training: Training, problem: ResNetProblem) -> tuple[Problem, Tensor, Layout]:

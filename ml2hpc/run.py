@@ -8,6 +8,7 @@ run.solve(problem, x, ...)           minimise, recording, with checkpoints
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -31,7 +32,7 @@ from ml2hpc.monitor import History, Progress, Viewer
 from ml2hpc.options import Database, option
 from ml2hpc.problem.adapt import Adaptation
 from ml2hpc.problem.interface import Problem, ShardedProblem
-from ml2hpc.snes import SNES, Point, Reason, create
+from ml2hpc.snes import SNES, After, Point, Reason, create
 from ml2hpc.vec import CPU, Layout
 
 _OF_THE_TREE = re.compile(r"(^|_)(snes|dm|petsc)_")
@@ -68,8 +69,8 @@ class Options:
     checkpoint_interval: float = option(60.0, "seconds between two checkpoints", at_least=0.0)
     max_time: float = option(
         float("inf"),
-        "seconds that this job may take: it stops where one more iteration, or one more inside nested iteration, would "
-        "take longer",
+        "seconds that this job may take: it stops where one more iteration, or one more step inside nested iteration, "
+        "would take longer",
         above=0.0,
     )
     dtype: Literal["float64", "float32"] = option("float64", "floating-point type")
@@ -119,7 +120,8 @@ class Run:
         self.progress = Progress()
         self._signal = 0
         self._last_checkpoint = time.perf_counter()
-        self._asked: float | None = None  # when it was last said that the job goes on
+        self._asked = self._begun = math.inf  # when it was last asked, and at the end of an iteration or a level
+        self._spent = dict(self.earlier)  # then, as the history has it
         self._adaptation: Adaptation | None = None
         self._describe: Callable[[Point, bool], Tree] = lambda point, last: {}
         self._measure: Callable[[SNES, Point], dict[str, float]] = lambda solver, point: {}
@@ -284,6 +286,7 @@ class Run:
         self._first_iteration = solver.iteration
         self._watch(solver)
         if isinstance(start, Point):
+            self._asked = self._begun = time.perf_counter()
             point = solver.resume(start)
         else:
             point = solver.solve(problem.space.local(start if start is not None else x).clone())
@@ -327,8 +330,19 @@ class Run:
             node.observe = self._record
             node = node.npc
 
-    def _record(self, solver: SNES, point: Point, norm: float, update: float) -> Reason:
+    def _columns(self) -> dict[str, float]:
+        """Return what this job and those before it have spent. Not collective."""
         total = self.log.total
+        mine = {
+            "seconds": self.log.seconds,
+            "cpu_seconds": time.process_time() - self._cpu_started,
+            "waiting": total.waiting,
+            "reductions": total.reductions,
+            "bytes": total.bytes,
+        }
+        return {name: self.earlier[name] + value for name, value in mine.items()}
+
+    def _record(self, solver: SNES, point: Point, norm: float, update: float) -> Reason:
         if solver.prefix:
             extra: dict[str, float] = {"outer": self._outermost.iteration}  # the iteration whose iterate it starts from
         else:
@@ -338,11 +352,7 @@ class Run:
             objective=point.f,
             gradient_norm=norm,
             update_norm=update,
-            seconds=self.seconds,
-            cpu_seconds=self.earlier["cpu_seconds"] + time.process_time() - self._cpu_started,
-            waiting=self.earlier["waiting"] + total.waiting,
-            reductions=self.earlier["reductions"] + total.reductions,
-            bytes=self.earlier["bytes"] + total.bytes,
+            **self._columns(),
             **solver.work.columns(),
             **extra,
         )
@@ -353,15 +363,18 @@ class Run:
         if not point.finite:
             return Reason.CONVERGED_ITERATING
         goal = self._reached()
-        said = self._ask(solver, point, f"objective {point.f:.3e}", goal=goal)
+        said = self._ask(solver, point, f"objective {point.f:.3e}", "iteration", goal=goal)
         return Reason.CONVERGED_USER if goal and said == Reason.CONVERGED_ITERATING else said
 
-    def _ask(self, solver: SNES, point: Point, told: str, *, goal: bool = False) -> Reason:
+    def _ask(self, solver: SNES, point: Point, told: str, after: After, *, goal: bool = False) -> Reason:
         """Say whether the job goes on from a point, or inside the step from there; write checkpoints. Collective."""
+        self._spent = self._columns()
         now = time.perf_counter()
         elapsed = now - self.started
-        expected = elapsed + (now - self._asked if self._asked is not None else 0.0)
+        expected = elapsed + max(now - (self._begun if after == "iteration" else self._asked), 0.0)
         self._asked = now
+        if after != "step":
+            self._begun = now
         due = now - self._last_checkpoint > self.options.checkpoint_interval
         # One reduction: the same decision on every rank, whoever got the signal or has the slower clock.
         flags = np.array([self._signal, expected > self.options.max_time, due], dtype=np.float64)
@@ -413,6 +426,7 @@ class Run:
                     "gradient": g.cpu().numpy(),
                     "residual": r.cpu().numpy(),
                     "objective": point.f,
+                    "spent": self._spent,
                     "solver": state,
                     **({"problem": self._adaptation.state()} if self._adaptation else {}),
                 },
@@ -454,7 +468,7 @@ class Run:
                 )
             for name, table in tree["history"].items():
                 self.history.setdefault(name, History()).load(table)
-            self.earlier = {name: float(tree["history"]["outer"][name][-1]) for name in _CUMULATIVE}
+            self.earlier = {name: float(saved["spent"][name]) for name in _CUMULATIVE}
             if self._adaptation is not None:
                 solver.rebind(self._stored(self._adaptation.load(saved["problem"])))
             solver.load(saved["solver"])

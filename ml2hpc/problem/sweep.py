@@ -77,7 +77,6 @@ class Sweep(Propagation):
             checkpoint=min(_CHECKPOINT, a.blocks),
             step=a.step,
         )
-        self._address = ctypes.addressof(self._plan)
         groups = a.groups
         self._opening = groups["opening"].stop
         self._blocks, self._head = groups["blocks"].start, groups["classification"].start
@@ -196,6 +195,7 @@ class Sweep(Propagation):
         end: Tensor | None = None,
     ) -> None:
         """Call the kernel; `out` takes gradient (with `back`), loss and number of correct samples."""
+        plan = Plan.from_buffer_copy(plan)  # problems share an engine, and may be evaluated by several threads
         plan.samples, plan.threads = batch.weight.numel(), torch.get_num_threads()
         address = ctypes.addressof(plan)
         strips = -(-plan.samples // plan.strip)

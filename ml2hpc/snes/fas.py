@@ -26,8 +26,9 @@ from torch import Tensor
 
 from ml2hpc.errors import OptionsError, UnsupportedError
 from ml2hpc.linesearch import Line
+from ml2hpc.log import Work
 from ml2hpc.options import option
-from ml2hpc.snes.interface import SNES, Method, Point, Step, Tree
+from ml2hpc.snes.interface import SNES, After, Method, Point, Step, Tree
 from ml2hpc.snes.levels import Cycle, LevelSolvers, SmoothingOptions, Steps, rises, visits
 from ml2hpc.snes.nested import NestedIteration
 
@@ -90,8 +91,8 @@ class FullApproximation(Method):
         # Gradient descent, the published smoother, leaves the blocks of networks where they are.
         self._levels = LevelSolvers(solver, "fas", o, {"snes_type": "qn"}, {})
         self._to_nest = o.type in _NESTED
-        self._nested = NestedIteration(self._levels, o.lift, self._nested_steps, self._cycle, self._goes_on)
-        self._counted = self._levels.work  # what of the levels' work the solver's has
+        self._nested = NestedIteration(self._levels, o.lift, self._nested_steps, self._cycle)
+        self._counted = Work()  # what of the levels' work the solver's has
         self._failures = 0  # iterations in a row that failed
         self._ahead: Point | None = None  # the iterate on the finest level, over the batch that has been drawn for it
 
@@ -130,16 +131,17 @@ class FullApproximation(Method):
         self._ahead = None
 
     def begin(self, solver: SNES) -> None:
-        self._ahead = None
+        self._ahead = self._nested.stage = None
+        self.interrupted = False
 
     def step(self, solver: SNES, point: Point) -> Step:
         levels, self.interrupted = self._levels, False
-        self._from, self._counted = point, levels.work
+        self._counted = levels.work
         start = self._ahead or levels.open(solver, point)
         self._ahead = None
         end = start
         if self._to_nest and levels.finest:
-            end = self._nested.solve(solver, start)
+            end = self._nested.solve(solver, start, lambda *told: self._goes_on(solver, point, *told))
             if self._nested.stage is not None:  # the run ends
                 return Step(point, reported=True)
         self._to_nest = False
@@ -159,12 +161,12 @@ class FullApproximation(Method):
         before, self._counted = self._counted, self._levels.work
         solver.work.counts += self._counted.counts - before.counts
 
-    def _goes_on(self, solver: SNES, told: str) -> bool:
-        """Ask the run, inside an iteration, whether to go on. Collective."""
+    def _goes_on(self, solver: SNES, point: Point, told: str, after: After) -> bool:
+        """Ask the run, inside an iteration from a point, whether to go on. Collective."""
         if self.options.batch:  # which is drawn for an iteration, and not kept
             return True
         self._count(solver)
-        return solver.goes_on(self._from, told)
+        return solver.goes_on(point, told, after)
 
     def _nested_steps(self, level: int) -> int | None:
         """Return the steps on a level in nested iteration, None for a cycle. Not collective."""

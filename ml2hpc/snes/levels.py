@@ -156,6 +156,7 @@ class LevelSolvers:
                 f"samples"
             )
         self._prefix, self._unit = solver.prefix, solver.unit
+        self._coarsened = solver.problem
         self.levels = self._whole = dm.coarsen(solver.problem, self.options, solver.prefix)
         self._sampled = False  # whether `levels` are those of a batch
         for child, level in zip(self.children, self.levels.levels, strict=True):
@@ -166,6 +167,7 @@ class LevelSolvers:
     def rebind(self, solver: SNES) -> None:
         """Build the hierarchy of another problem on the same space. Collective."""
         self._unit = solver.unit
+        self._coarsened = solver.problem
         self.levels = self._whole = dm.coarsen(solver.problem, self.options, solver.prefix)
         for child, level in zip(self.children, self.levels.levels, strict=True):
             child.rebind(level.problem, solver.unit)
@@ -194,7 +196,8 @@ class LevelSolvers:
             problem = problem.sample(rows)
             self.levels = dm.coarsen(problem, self.options, self._prefix)
         scale = self.levels[self.finest].scale
-        self.see(self.finest, dm.in_metric(problem, scale))
+        here = problem is self._coarsened or self._sampled
+        self.see(self.finest, self.levels[self.finest].problem if here else dm.in_metric(problem, scale))
         x = point.x if scale is None else scale * point.x
         if self._sampled:
             return self.evaluated(self.finest, x)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -31,8 +31,10 @@ from ml2hpc.snes.reasons import Reason
 Observer = Callable[["SNES", "Point", float, float], Reason]
 """Called after every iteration with the solver, the iterate, its gradient norm and the length of the step."""
 
-Ask = Callable[["SNES", "Point", str], Reason]
-"""Called inside a long step with the solver, the iterate before it, and how far the step is."""
+After = Literal["step", "level", "iteration"]
+
+Ask = Callable[["SNES", "Point", str, After], Reason]
+"""Called inside a long step with the solver, the iterate before it, how far the step is, and after what."""
 
 Refresh = Callable[["SNES", "Point"], "Point | None"]
 """Called before every iteration; may `SNES.replace` the problem, and then returns the iterate on the new one."""
@@ -254,7 +256,7 @@ class SNES:
     def resume(self, point: Point) -> Point:
         """Go on from a loaded state. Collective."""
         with self.log.event("SNESSolve", self.label):
-            self.reason = Reason.CONVERGED_ITERATING
+            self.reason, self.failure = Reason.CONVERGED_ITERATING, ""
             self.method.resume(self, point)
             if self.iteration >= self.options.max_it:
                 self._end(Reason.DIVERGED_MAX_IT)
@@ -292,7 +294,7 @@ class SNES:
         self._report(point, self.problem.space.norm(point.x - before.x))
         return self.reason == Reason.CONVERGED_ITERATING
 
-    def goes_on(self, point: Point, told: str) -> bool:
+    def goes_on(self, point: Point, told: str, after: After) -> bool:
         """Ask the run, inside a step from a point, whether to go on; if not, the step is to end. Collective.
 
         Parameters
@@ -300,7 +302,7 @@ class SNES:
         told
             How far the step is, in words.
         """
-        said = Reason.CONVERGED_ITERATING if self.ask is None else self.ask(self, point, told)
+        said = Reason.CONVERGED_ITERATING if self.ask is None else self.ask(self, point, told, after)
         if said != Reason.CONVERGED_ITERATING:
             self._end(said, told)
         return self.reason == Reason.CONVERGED_ITERATING
@@ -384,7 +386,7 @@ class SNES:
     def state(self) -> Tree:
         """Return what a restart needs apart from the iterate; complete on rank 0. Collective."""
         own: Tree = {"type": self.method.name, "work": self.work.counts.copy(), "method": self.method.state(self)}
-        own |= {"iteration": self.iteration, "rejected": self.rejected, "resets": self.resets}
+        own |= {"iteration": self.iteration, "rejected": self.rejected, "resets": self.resets, "spent": self._spent}
         own["start"] = list(map(repr, self._start))
         if self.linesearch is not None:
             own["steps"] = list(map(repr, self.linesearch.recent))
@@ -398,6 +400,7 @@ class SNES:
         self.iteration = int(state["iteration"])
         self.rejected = int(state["rejected"])
         self.resets = int(state["resets"])
+        self._spent = float(state["spent"])
         f, norm = map(float, state["start"])
         self._start = (f, norm)
         if self.linesearch is not None:

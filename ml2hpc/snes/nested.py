@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ml2hpc.snes.interface import SNES, Point, Tree
+from ml2hpc.snes.interface import SNES, After, Point, Tree
 from ml2hpc.snes.levels import LevelSolvers
 from ml2hpc.snes.reasons import Reason
 from ml2hpc.vec import VectorSpace
+
+Question = Callable[[str, After], bool]
+"""Asks the run whether to go on, with how far the step is, and after what."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,6 @@ class NestedIteration:
         Of a level's solver; None for a cycle there.
     cycle
         Make a cycle on a level and those below. Collective.
-    goes_on
-        Ask, inside an iteration, whether to go on. Collective.
     """
 
     def __init__(
@@ -63,27 +62,32 @@ class NestedIteration:
         lift: bool,
         steps: Callable[[int], int | None],
         cycle: Callable[[SNES, int, Point], Point],
-        goes_on: Callable[[SNES, str], bool],
     ) -> None:
         self._levels, self._lift = levels, lift
-        self._steps, self._cycle, self._goes_on = steps, cycle, goes_on
+        self._steps, self._cycle = steps, cycle
         self.stage: Before | Inside | None = None  # where one that was interrupted goes on
 
-    def solve(self, solver: SNES, point: Point) -> Point:
-        """Return what is below L on the finest level, else the point; `stage` is set if the run ends it. Collective."""
+    def solve(self, solver: SNES, point: Point, goes_on: Question) -> Point:
+        """Return what is below L on the finest level, else the point; `stage` is set if the run ends it. Collective.
+
+        Parameters
+        ----------
+        goes_on
+            Ask whether to go on. Collective.
+        """
         levels, stage = self._levels, self.stage or Before(0, self._project(point.x))
         for level in range(stage.level, levels.finest + 1):
             if isinstance(stage, Before):
                 start = self._enter(level, stage.x)
                 stage = Inside(level, start, start)
-            end = self._visit(solver, stage) if stage.now.finite else None
+            end = self._visit(solver, stage, goes_on) if stage.now.finite else None
             if end is None:
                 break
             if level == levels.finest:
                 self.stage = None
                 return end if end.f < point.f else point
             self.stage = stage = Before(level + 1, end.x)
-            if not self._goes_on(solver, f"level {level} of nested iteration done"):
+            if not goes_on(f"level {level} of nested iteration done", "level"):
                 break
         if solver.reason == Reason.CONVERGED_ITERATING:
             self.stage = None
@@ -107,7 +111,7 @@ class NestedIteration:
             levels.inherit(level)
         return levels.evaluated(level, x)
 
-    def _visit(self, solver: SNES, stage: Inside) -> Point | None:
+    def _visit(self, solver: SNES, stage: Inside, goes_on: Question) -> Point | None:
         """Solve on a level, or go on there; return the end, None if the run ends it on the way. Collective."""
         level, steps = stage.level, self._steps(stage.level)
         if steps is None:
@@ -117,7 +121,7 @@ class NestedIteration:
         def ask(child: SNES, now: Point, norm: float, update: float) -> Reason:
             if child.iteration and child.reason == Reason.CONVERGED_ITERATING:
                 self.stage = Inside(level, stage.start, now)
-                self._goes_on(solver, f"level {level} of nested iteration, step {child.iteration} of {steps}")
+                goes_on(f"level {level} of nested iteration, step {child.iteration} of {steps}", "step")
             return solver.reason
 
         # Groups of fewer ranks are not asked: they need not be as long on their way.
@@ -136,7 +140,7 @@ class NestedIteration:
         if stage is None:
             return {}
         if isinstance(stage, Before):
-            return {"level": stage.level, "x": _whole(self._space(stage.level - 1), stage.x)}
+            return {"level": stage.level, "x": self._space(stage.level - 1).gather(stage.x).cpu().numpy()}
         space = self._space(stage.level)
         points = {name: _written(space, p) for name, p in (("start", stage.start), ("now", stage.now))}
         return {"level": stage.level, **points}
@@ -148,7 +152,7 @@ class NestedIteration:
             return
         level = int(state["level"])
         if "x" in state:
-            self.stage = Before(level, _local(self._space(level - 1), state["x"]))
+            self.stage = Before(level, self._space(level - 1).restored(state["x"]))
         else:
             self.stage = Inside(level, *(_read(self._space(level), state[name]) for name in ("start", "now")))
 
@@ -156,19 +160,11 @@ class NestedIteration:
         return self._levels.children[level].problem.space
 
 
-def _whole(space: VectorSpace, x: Tensor) -> np.ndarray:
-    return space.gather(x).cpu().numpy()
-
-
-def _local(space: VectorSpace, x: np.ndarray) -> Tensor:
-    return space.local(torch.from_numpy(np.array(x)).to(space.device)).clone()
-
-
 def _written(space: VectorSpace, point: Point) -> Tree:
-    vectors = {name: _whole(space, v) for name, v in (("x", point.x), ("g", point.g), ("r", point.r))}
-    return {"f": repr(point.f), **vectors}
+    vectors = {"x": point.x, "g": point.g} | ({} if point.r is point.g else {"r": point.r})
+    return {"f": repr(point.f), **{name: space.gather(v).cpu().numpy() for name, v in vectors.items()}}
 
 
 def _read(space: VectorSpace, state: Tree) -> Point:
-    x, g, r = (_local(space, state[name]) for name in ("x", "g", "r"))
-    return Point(x, float(state["f"]), g, r)
+    x, g = (space.restored(state[name]) for name in ("x", "g"))
+    return Point(x, float(state["f"]), g, space.restored(state["r"]) if "r" in state else g)

@@ -39,7 +39,12 @@ class TorchOptim(Method):
         lr: float = option(1e-3, "learning rate", above=0.0)
         arguments: str = option("{}", "further arguments as a YAML mapping, such as {betas: [0.9, 0.99]}")
         decay: float = option(1.0, "factor of the learning rate per 1000 steps", above=0.0, at_most=1.0)
-        batch: int = option(0, "samples of a step: parts of all, in an order drawn anew; 0 takes all", at_least=0)
+        batch: int = option(
+            0,
+            "samples of a step, one part after the other of all in an order drawn anew for each iteration and epoch; 0 "
+            "takes all",
+            at_least=0,
+        )
         # L after every step on a batch would cost many times the step.
         steps: int = option(
             0,

@@ -27,6 +27,7 @@ from ml2hpc.errors import UnsupportedError, UserError
 from ml2hpc.vec.space import CPU, Replicated, Sharded, VectorSpace
 
 _REMEMBERED = 4  # points: a solver comes back to the iterate and to the two candidates that it chose from
+_GEMV = "vec_mdot_use_gemv"  # an option of PETSc's for vectors made from then on
 _ON_THE_HOST = ("seq", "mpi", "standard")
 
 
@@ -40,12 +41,9 @@ def load() -> Any:
         If petsc4py is not installed, or PETSc computes with other numbers than float64.
     """
     try:
-        # Signals belong to the run, which writes a checkpoint; PETSc's own handler would end the job. Several inner
-        # products at once are a gemv where vectors happen to lie at equal distances in memory, else loops, which add in
-        # another order: bits would depend on what the heap looks like.
-        importlib.import_module("petsc4py").init(["ml2hpc", "-no_signal_handler", "-vec_mdot_use_gemv", "0"])
+        # Signals belong to the run, which writes a checkpoint; PETSc's own handler would end the job.
+        importlib.import_module("petsc4py").init(["ml2hpc", "-no_signal_handler"])
         petsc: Any = importlib.import_module("petsc4py.PETSc")
-        petsc.Options().getBool("vec_mdot_use_gemv", True)  # read, or PETSc warns where no vector was made
     except ImportError as error:
         raise UserError(f"PETSc for Python is not installed ({error}): bash jobscripts/petsc.sh installs it") from error
     if petsc.ScalarType is not np.float64:
@@ -53,6 +51,12 @@ def load() -> Any:
             f"PETSc computes with {petsc.ScalarType.__name__}: build it for real numbers in double precision, as "
             f"jobscripts/petsc.sh does"
         )
+    # Several inner products at once are a gemv where vectors happen to lie at equal distances in memory, else loops,
+    # which add in another order: bits would depend on what the heap looks like.
+    options = petsc.Options()
+    if not options.hasName(_GEMV):
+        options.setValue(_GEMV, "0")
+    options.getBool(_GEMV)  # or PETSc warns that nothing has read it, where no vector is made
     return petsc
 
 

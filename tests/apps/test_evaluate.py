@@ -54,7 +54,8 @@ def test_named_columns_may_come_in_any_order(trained, tmp_path):
         ("0.1,0.2\n0.1\n", "line 2: expected 2 numbers, got '0.1'"),
         ("0.1,0.2\n0.1,nan\n", "line 2: expected 2 numbers"),
         ("x,y\n0,0\n", "the columns are x,y, expected x,t"),
-        ("x,t\n", "holds no points"),
+        ("x,t\n", "holds no lines of numbers"),
+        ("nan,0.1\n0.1,0.2\n", "line 1: expected 2 numbers"),
         ("0.1,0.2\n3,0.5\n", "point 2 .* outside the domain x in \\[-1, 1\\], t in \\[0, 1\\]"),
     ],
 )
@@ -91,7 +92,7 @@ def test_classes_are_those_that_the_accuracy_counts(classifier, tmp_path, capsys
     parts = split(pool, {"train": 300, "validation": 400, "test": 359}, 3)
     for name, (x, labels) in parts.items():
         samples = tmp_path / f"{name}.csv"
-        np.savetxt(samples, x.reshape(len(x), -1), delimiter=",", header="pixels", comments="")
+        np.savetxt(samples, x.reshape(len(x), -1), delimiter=",", header=",".join(["pixel"] * 64), comments="")
         assert evaluate.main([str(classifier), str(samples), str(tmp_path / "classes.csv")]) == 0
         head, rows = table(tmp_path / "classes.csv")
         right = np.mean(rows[:, 0] == [int(pool.classes[k]) for k in labels])
@@ -108,6 +109,8 @@ def test_classes_are_those_that_the_accuracy_counts(classifier, tmp_path, capsys
     ("text", "message"),
     [
         ("1,2,3\n", "line 1: expected 64 numbers, got '1,2,3'"),
+        ("a,b\n", "line 1: expected 64 numbers, got 'a,b'"),
+        (",".join(["nan"] * 64) + "\n", "line 1: expected 64 numbers, got 64 columns, 'nan,nan"),
         (",".join(["1"] * 65) + "\n", "line 1: expected 64 numbers, got 65 columns, '1,1,"),
         (",".join(["1e300"] * 64) + "\n", "sample 1 is too large for the network"),
     ],

@@ -335,7 +335,10 @@ def test_an_iteration_that_would_end_after_its_time_is_not_begun(runs):
         False,
     )
     assert "DIVERGED_MAX_TIME after" in text
-    assert store.read(runs / "slow.h5", "run")["history"]["outer"]["iteration"][-1] <= 1
+    done = store.read(runs / "slow.h5", "run")["history"]["outer"]["iteration"][-1]
+    assert done <= 1
+    succeed(runs, 1, "-restart slow.h5 -max_time 1.7 -output slower.h5", False)  # has seen no iteration at its start
+    assert store.read(runs / "slower.h5", "run")["history"]["outer"]["iteration"][-1] == done + 1
 
 
 def test_sharded_vectors_agree_and_restart_on_other_ranks(runs):

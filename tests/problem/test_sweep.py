@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -98,6 +99,34 @@ def test_windows(instruction_set: str, scheme: Any, width: int) -> None:
         assert abs(a.objective(t) - value) <= 1e-13 * value
 
 
+class Spy:
+    """The kernel, and with how many threads it was called."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.threads: list[int] = []
+
+    def __call__(self, plan: int, *rest: Any) -> None:
+        self.threads.append(sweep.Plan.from_address(plan).threads)
+        self.kernel(plan, *rest)
+
+
+def test_problems_of_one_model_may_be_evaluated_by_two_threads() -> None:
+    """They share an engine."""
+    architecture = Architecture((2,), 3, 37, 3)
+    x = parameters_of(architecture)
+    large = problem_of(architecture, "compiled", n=3000)
+    problems = [large, large.sample(torch.arange(100))]
+    expected = [problem.value_and_gradient(x) for problem in problems]
+
+    def repeat(problem: Any) -> list[tuple[float, torch.Tensor]]:
+        return [problem.value_and_gradient(x) for _ in range(50)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for many, (f, g) in zip(pool.map(repeat, problems), expected, strict=True):
+            assert all(value == f and torch.equal(gradient, g) for value, gradient in many)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_bits_do_not_depend_on_threads_or_checkpoints(
     scheme: Any, two_threads: None, monkeypatch: pytest.MonkeyPatch
@@ -111,8 +140,10 @@ def test_bits_do_not_depend_on_threads_or_checkpoints(
             monkeypatch.setattr(sweep, "_CHECKPOINT", checkpoint)
             problem = problem_of(architecture, "compiled", n=1000)
             engine = problem._evaluation.engine
+            assert isinstance(engine, Sweep)
+            engine._network = Spy(engine._network)
             found.append(problem.value_and_gradient(x))
-            assert isinstance(engine, Sweep) and engine._plan.threads == threads
+            assert engine._network.threads == [threads]
         assert all(f == found[0][0] and torch.equal(g, found[0][1]) for f, g in found)
 
 

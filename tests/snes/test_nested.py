@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ml2hpc.io.tree import from_image, to_image
-from ml2hpc.snes import SNES, Point, Reason
+from ml2hpc.snes import SNES, After, Point, Reason
 from tests.snes.problems import tree
 from tests.snes.test_fas import MANY, network, parameters
 
@@ -18,6 +18,9 @@ TREES = (
     "-dm_metric function -fas_coarse_snes_qn_type ssbroyden -dm_hierarchy samples,depth",
     "-snes_fas_type kaskade -fas_coarse_snes_type torchoptim -fas_coarse_snes_torchoptim_batch 7",
     "-snes_fas_type full -snes_fas_nested_steps 3",
+    "-dm_metric function -fas_levels_snes_qn_type ssbroyden",
+    "-dm_metric function -fas_levels_snes_qn_restart_type powell -fas_levels_snes_qn_powell_gamma 0.01",
+    "-fas_coarse_snes_max_funcs 4",
 )
 
 
@@ -25,7 +28,7 @@ def asked(solver: SNES, end: int) -> list[str]:
     """What it tells when it asks whether to go on, filled while it solves; at question number `end` it hears no."""
     told: list[str] = []
 
-    def ask(solver: SNES, point: Point, text: str) -> Reason:
+    def ask(solver: SNES, point: Point, text: str, after: After) -> Reason:
         told.append(text)
         return Reason.DIVERGED_SIGNAL if len(told) == end else Reason.CONVERGED_ITERATING
 
@@ -77,6 +80,31 @@ def test_a_restart_from_anywhere_in_it_is_the_straight_run(comm, more):
         torch.testing.assert_close(
             torch.from_numpy(second.work.counts), torch.from_numpy(straight.work.counts), rtol=1e-13, atol=0
         )
+
+
+def test_a_new_solve_begins_anew(comm):
+    """Wherever an earlier one was ended."""
+    problem = network(comm, 16)
+    options, x = f"{NESTED} -snes_fas_lift false -snes_max_it 2", parameters(problem)
+    expected = tree(options, problem).solve(x)
+    for end in (2, 4):  # inside a level, between two
+        solver = tree(options, problem)
+        asked(solver, end)
+        solver.solve(2 * x)
+        solver.forget()
+        solver.ask = None
+        assert torch.equal(solver.solve(x).x, expected.x)
+        assert not solver.failure
+
+
+@pytest.mark.parallel(2)
+def test_levels_on_fewer_ranks_are_asked_between_levels_only(comm):
+    problem = network(comm, 16)
+    solver = tree(f"{NESTED} -dm_coarse_ranks 1 -snes_max_it 1", problem)
+    told = asked(solver, 0)
+    solver.solve(parameters(problem))
+    assert [text for text in told if "done" in text] == [f"level {k} of nested iteration done" for k in (0, 1)]
+    assert not [text for text in told if text.startswith("level 0") and "step" in text]
 
 
 def test_batches_are_not_interrupted(comm):

@@ -3,9 +3,10 @@
     python -m tests.studies.depth [--only nested metric] [--problems disk] [--blocks 64 256 1024] [--seeds 0 1 2 3 4]
 
 Trees with numbers to choose, learning rates, batches, levels or steps on them, are tried with all that are listed on
-seeds of their own, all nested iterations with the same ones, and measured on the others with what was best there: the
-least mean time to the validation accuracy, twice the time given where it is not reached (PAR2); where none reaches it,
-the best accuracy. What has taken more on some of those seeds than the best on all is not run on the others.
+seeds of their own, nested iterations of quasi-Newton solvers with the same ones, and measured on the others with what
+was best there: the least mean time to the validation accuracy, twice the time given where it is not reached (PAR2);
+where none reaches it, the best accuracy. What has taken more on some of those seeds than the best on all is not run on
+the others.
 
 Which tree of a kind the verdict compares is chosen there, too. Numbers are chosen for the accuracy; the columns of
 losses say what is found on the way.
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -228,7 +230,7 @@ class Study:
         beta = training.beta / (blocks if training.penalty == "sum" else 1)
         network = f"{training.options} {data} -resnet_penalty {training.penalty} -resnet_beta {beta}"
         network += f" -resnet_blocks {blocks} -seed {seed}"
-        name = f"{problem}-{blocks}-{tree}-{TREES[tree].tried.index(added)}-{seed}"
+        name = f"{problem}-{blocks}-{tree}-{zlib.crc32(f'{training} {text}'.encode()):08x}-{seed}"
         if seed in self.tuning:
             network += f" -resnet_stop_accuracy {training.accuracy}"
             name += "-tuning"
@@ -238,7 +240,7 @@ class Study:
         if fault:
             return None
         whole = run.table()
-        inside = whole["cpu_seconds"] <= self.budget(problem)  # what is there may have had more
+        inside = whole["cpu_seconds"] <= self.budget(problem)  # what is there may have had more; start-up aside
         table = {column: values[inside] for column, values in whole.items()}
         table["cpu_seconds"] -= table["cpu_seconds"][0] + np.cumsum(table["measuring"]) - table["measuring"][0]
         return table
