@@ -37,7 +37,7 @@ Other data, networks and solvers:
 Levels with half the blocks each: MG/OPT as published, nested iteration, multigrid cycles, recursive trust regions:
 
     python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mgopt.opts      # _nested, _fas, _rmtr, _rmtr_images
-    python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mgopt_mnist.opts -data_path mnist
+    python -m ml2hpc.apps.resnet -options_file apps/options/resnet_mgopt_mnist.opts -data_path mnist    # _batches
     python -m ml2hpc.apps.resnet -data_set libsvm -data_path australian -resnet_blocks 8
 
 Go on from a file on other numbers of ranks; draw loss, accuracies and movement:
@@ -397,6 +397,8 @@ def report(run: Run, solver: SNES, progress: Progress, point: Point) -> None:
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_ssbroyden.opts -snes_max_it 2
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_mgopt.opts -snes_max_it 2
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_nested.opts -snes_max_it 2
+# test: echo "-options_file $CHECKOUT/apps/options/resnet_batches.opts -data_set disk -data_train 640" > batches.opts
+# test: python -m ml2hpc.apps.resnet -options_file batches.opts -snes_max_it 2
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_rmtr.opts -snes_max_it 2
 # test: python -m ml2hpc.apps.resnet -options_file $CHECKOUT/apps/options/resnet_fas.opts -snes_max_it 2
 # test: mpirun -n 2 python -m ml2hpc.apps.resnet -restart run.h5 -snes_max_it 3 -snes_view -log_view

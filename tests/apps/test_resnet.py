@@ -175,6 +175,8 @@ TREES = {
     "fas": "-snes_type fas -dm_metric function",
     "fas on batches": "-snes_type fas -snes_fas_batch 100",
     "nested": "-snes_type fas -snes_fas_type nested -dm_metric function -fas_coarse_snes_qn_type ssbroyden",
+    "nested on batches": "-snes_type fas -snes_fas_type nested -dm_metric function -fas_coarse_snes_type torchoptim "
+    "-fas_coarse_snes_torchoptim_batch 64",
     "rmtr": "-snes_type rmtr -dm_metric function",
     "rmtr on batches": "-snes_type rmtr -dm_metric function -snes_rmtr_batch 100 -snes_rmtr_batch_threshold 5",
     "kaskade": "-snes_type qn -snes_npc_lag 3 -npc_snes_type fas -npc_snes_fas_type kaskade -npc_dm_metric function",
