@@ -27,7 +27,8 @@ def _clean_database():
 
 def clear() -> None:
     for name in load().Options().getAll():
-        load().Options().delValue(name)
+        if name != "vec_mdot_use_gemv":  # of load
+            load().Options().delValue(name)
 
 
 def program(options: str, comm, problem=None):
