@@ -54,8 +54,8 @@ class FullApproximation(Method):
             "cycles; smoother and correction added; nested iteration with cycles; nested iteration with cycles that "
             "smooth on the way up; nested iteration, then the finest level alone",
         )
-        # Disk without a gap on 1024 blocks, median of five seeds, steps chosen for each: accuracy 0.99 in 0.37
-        # core-seconds with the pairs of L-BFGS, 0.65 without.
+        # Spirals of three turns on 1024 blocks, accuracy 0.99: five seeds of five from a dense matrix, four with the
+        # pairs of L-BFGS, three with the unknowns alone.
         lift: bool = option(
             True,
             "nested iteration: L-BFGS on a level starts with the secant pairs of the next coarser one, or its dense "
