@@ -344,6 +344,13 @@ def test_nested_iteration_ends_at_a_signal_and_goes_on_bit_for_bit(tmp_path: Pat
         assert resumed == pytest.approx(straight, rel=1e-12 if column == "gradients_work" else 0, abs=0), column
 
 
+def test_nested_iteration_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    tree = "-snes_type fas -snes_fas_type nested -dm_levels 2 -snes_fas_smoothing [2,{1000000}]"
+    out = succeed(tmp_path, 2, f"{tree} -max_time 3")
+    assert "DIVERGED_MAX_TIME after 0 iterations: level 0 of nested iteration, step" in out
+    assert 1.0 < store.read(tmp_path / "run.h5", "run")["checkpoint"]["spent"]["seconds"] < 4.0
+
+
 def test_restart_with_other_data_is_refused(runs: Path) -> None:
     for other, message in (
         ("-seed 1", "data is"),
