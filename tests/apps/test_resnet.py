@@ -348,6 +348,8 @@ def test_nested_iteration_ends_when_its_time_is_over(tmp_path: Path) -> None:
     tree = "-snes_type fas -snes_fas_type nested -dm_levels 2 -snes_fas_smoothing [2,{1000000}]"
     out = succeed(tmp_path, 2, f"{tree} -max_time 3")
     assert "DIVERGED_MAX_TIME after 0 iterations: level 0 of nested iteration, step" in out
+    told = "-max_time is over, inside iteration 1: its network is that before it; go on with -restart run.h5"
+    assert f"resnet: {told}" in out
     assert 1.0 < store.read(tmp_path / "run.h5", "run")["checkpoint"]["spent"]["seconds"] < 4.0
 
 
