@@ -196,8 +196,9 @@ class LevelSolvers:
             problem = problem.sample(rows)
             self.levels = dm.coarsen(problem, self.options, self._prefix)
         scale = self.levels[self.finest].scale
-        here = problem is self._coarsened or self._sampled
-        self.see(self.finest, self.levels[self.finest].problem if here else dm.in_metric(problem, scale))
+        # A problem made anew would cost the solver what it keeps of the old one.
+        same = self._sampled or problem is self._coarsened
+        self.see(self.finest, self.levels[self.finest].problem if same else dm.in_metric(problem, scale))
         x = point.x if scale is None else scale * point.x
         if self._sampled:
             return self.evaluated(self.finest, x)
