@@ -510,8 +510,10 @@ class Run:
             self.print(f"{self.app}: {name}: checkpoint written to {self.options.output}, go on with -restart")
             self._leave(REQUEUE)
         if solver.reason == Reason.DIVERGED_MAX_TIME:
-            cut = f", inside iteration {solver.iteration + 1}: its network is that before it"
-            self.print(f"{self.app}: -max_time is over{cut if solver.failure else ''}; go on with -restart {self.options.output}")
+            told = f"{self.app}: -max_time is over"
+            if solver.failure:
+                told += f", inside iteration {solver.iteration + 1}: its network is that before it"
+            self.print(f"{told}; go on with -restart {self.options.output}")
         demanded = solver.options.error_if_not_converged and solver.reason < 0
         if solver.reason.is_failure or demanded:
             kept = "nothing was written" if fresh else f"the last good state is in {self.options.output}"
